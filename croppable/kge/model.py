@@ -1,0 +1,207 @@
+"""A knowledge-graph embedding whose first d dims are a d-dimensional model.
+
+Two tables, entity and relation, their dims on axis 1, and for calibrated models one small row of
+parameters per size. Which score joins them is a name in `croppable.kge.scores.SCORES`. Sampling, losses,
+ranking and files are elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+
+from croppable.core import validate_sizes
+from croppable.kge.prefixes import prefix_scores
+from croppable.kge.scores import SCORES, Score, Side
+
+__all__ = ["KGEModel"]
+
+Calibration = Literal["none", "scale", "affine"]
+
+
+class KGEModel(nn.Module):
+    """Score triples of a knowledge graph at every size.
+
+    score_i(h, r, t) = margin + exp(log_scale_i) * f(h[:d_i], r[:d_i], t[:d_i]) + offset_i
+
+    Scale and offset never change a ranking; they let the losses of different sizes share one scale of
+    scores. They belong to their size: a crop keeps those of the sizes up to its own and uses its last.
+    The constructor's arguments are attributes of the same name.
+
+    Args:
+        num_entities: Rows of the entity table.
+        num_relations: Number of relations, inverse ones not counted.
+        sizes: Ascending; the last one is the number of dims. A complex dim counts once and stores two
+            floats.
+        score: A key of `SCORES`.
+        margin: Constant added to the scores of distances (gamma of RotatE, arXiv 1902.10197, Eq. 5); frozen
+            at every size.
+        reciprocal: Keep a second set of relations that answers the head side (Lacroix et al., arXiv
+            1806.07297, section 5).
+        calibration: Parameters per size: "none", "scale", or "affine" for scale and offset.
+        init_scale: Standard deviation of products' tables (default 1e-3, as facebookresearch/kbc), or half
+            width of distances' uniform ones (default (margin + 2) / dims, as the authors' RotatE).
+
+    Raises:
+        ValueError: If a count or size is not positive, sizes are not ascending, or a name is unknown.
+    """
+
+    entity: Tensor
+    relation: Tensor
+
+    def __init__(
+        self,
+        num_entities: int,
+        num_relations: int,
+        sizes: Sequence[int],
+        score: str = "transe-l1",
+        *,
+        margin: float = 0.0,
+        reciprocal: bool = False,
+        calibration: Calibration = "none",
+        init_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        if score not in SCORES:
+            raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
+        if num_entities < 1 or num_relations < 1:
+            raise ValueError(
+                f"a graph needs at least one entity and one relation, got {num_entities} and {num_relations}"
+            )
+        if calibration not in get_args(Calibration):
+            raise ValueError(
+                f"calibration must be one of {', '.join(get_args(Calibration))}, got {calibration!r}"
+            )
+        self.num_entities, self.num_relations = num_entities, num_relations
+        self.sizes = validate_sizes(sizes, sizes[-1] if sizes else 0)
+        self.score, self.margin, self.reciprocal = score, margin, reciprocal
+        self.calibration: Calibration = calibration
+        self.init_scale = init_scale
+        self.labels: Any = None  # names of entities and relations, for people; set by whoever has them
+        function = SCORES[score]
+        rows = 2 * num_relations if reciprocal else num_relations
+        self.entity = nn.Parameter(torch.empty(_shape(num_entities, self.size, function.entity_parts)))
+        self.relation = nn.Parameter(torch.empty(_shape(rows, self.size, function.relation_parts)))
+        if calibration != "none":
+            self.log_scale = nn.Parameter(torch.empty(len(self.sizes)))
+        if calibration == "affine":
+            self.offset = nn.Parameter(torch.empty(len(self.sizes)))
+        self.reset_parameters()
+
+    @property
+    def size(self) -> int:
+        """Number of dims."""
+        return self.sizes[-1]
+
+    @property
+    def function(self) -> Score:
+        """The score function."""
+        return SCORES[self.score]
+
+    def resized(self, size: int) -> Self:
+        """Build the model of ``size`` dims, with the sizes below it and itself."""
+        small = type(self)(
+            self.num_entities,
+            self.num_relations,
+            (*(s for s in self.sizes if s < size), size),
+            self.score,
+            margin=self.margin,
+            reciprocal=self.reciprocal,
+            calibration=self.calibration,
+            init_scale=self.init_scale,
+        )
+        small.labels = self.labels
+        return small
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the tables anew from torch's global generator."""
+        if self.function.distance:
+            width = (self.margin + 2) / self.size if self.init_scale is None else self.init_scale
+            self.entity.uniform_(-width, width)
+            angles = self.score == "rotate"
+            self.relation.uniform_(-math.pi, math.pi) if angles else self.relation.uniform_(-width, width)
+            if self.score == "pairre":
+                self.relation.add_(1)  # factors around one: near the identity, as a distance of plain rows
+        else:
+            scale = 1e-3 if self.init_scale is None else self.init_scale
+            self.entity.normal_(0, scale)
+            self.relation.normal_(0, scale)
+        if self.calibration != "none":
+            growth = [math.log(self.size / s) if self.function.distance else 0.0 for s in self.sizes]
+            self.log_scale.copy_(torch.tensor(growth))
+        if self.calibration == "affine":
+            self.offset.zero_()
+
+    def forward(
+        self, anchor: Tensor, relation: Tensor, candidates: Tensor | None = None, side: Side = "tail"
+    ) -> Tensor:
+        """Score candidates for queries at the full size.
+
+        Args:
+            anchor: Ids of the known entities, ``[B]``: heads for side "tail", tails for side "head".
+            relation: Ids of the relations, ``[B]``, always below ``num_relations``.
+            candidates: Ids ``[B, N]``, or ``[C]`` shared by all queries, or None for every entity.
+            side: The side that is asked for.
+
+        Returns:
+            Scores ``[B, N]``, ``[B, C]`` or ``[B, num_entities]``; higher is truer.
+        """
+        return self.forward_nested((self.size,), anchor, relation, candidates, side)[0]
+
+    def forward_nested(
+        self,
+        sizes: Sequence[int],
+        anchor: Tensor,
+        relation: Tensor,
+        candidates: Tensor | None = None,
+        side: Side = "tail",
+    ) -> Tensor:
+        """Score candidates at ``sizes``, a subset of the model's; arguments as in `forward`.
+
+        Returns:
+            ``[K, B, N]``, ``[K, B, C]`` or ``[K, B, num_entities]``.
+        """
+        rows = self.lookup(anchor, relation, candidates, side, size=sizes[-1])
+        return self.score_rows(sizes, *rows, side=side)
+
+    def lookup(
+        self,
+        anchor: Tensor,
+        relation: Tensor,
+        candidates: Tensor | None,
+        side: Side,
+        size: int | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the rows of anchors, relations and candidates up to ``size`` dims (all if omitted)."""
+        size = self.size if size is None else size
+        if self.reciprocal and side == "head":
+            relation = relation + self.num_relations
+        entity, table = self.entity[:, :size], self.relation[:, :size]
+        return entity[anchor], table[relation], entity if candidates is None else entity[candidates]
+
+    def score_rows(
+        self,
+        sizes: Sequence[int],
+        anchor_rows: Tensor,
+        relation_rows: Tensor,
+        candidate_rows: Tensor,
+        *,
+        side: Side,
+    ) -> Tensor:
+        """Score rows from `lookup` at ``sizes``, ``[K, B, N]``; separate so that it can be compiled alone."""
+        form: Side = "tail" if self.reciprocal else side
+        raw = prefix_scores(self.function, sizes, anchor_rows, relation_rows, candidate_rows, form)
+        if self.calibration == "none":
+            return raw + self.margin if self.margin else raw
+        index = [self.sizes.index(size) for size in sizes]
+        scaled = raw * self.log_scale[index].exp()[:, None, None] + self.margin
+        return scaled + self.offset[index][:, None, None] if self.calibration == "affine" else scaled
+
+
+def _shape(rows: int, size: int, parts: int) -> tuple[int, ...]:
+    return (rows, size) if parts == 1 else (rows, size, parts)

@@ -1,0 +1,102 @@
+"""Scores of every prefix of the dims, in one pass over the full rows where the score allows it.
+
+Shape suffixes: B queries, N candidates of each query, C candidates shared by all, D dims, P parts,
+K sizes. The size-by-size function `scores_at` is the specification; `prefix_scores` equals it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from croppable.kge.scores import Score, Side
+
+__all__ = ["prefix_scores", "prefix_sums", "scores_at"]
+
+
+def scores_at(
+    score: Score, size: int, anchor_BD: Tensor, relation_BD: Tensor, candidates: Tensor, side: Side
+) -> Tensor:
+    """Score candidates with the first ``size`` dims only: the specification of `prefix_scores`.
+
+    Args:
+        score: The score function.
+        size: Number of leading dims.
+        anchor_BD: Rows of the known entities, ``[B, D(, P)]``.
+        relation_BD: Rows of the relations, ``[B, D(, P)]``.
+        candidates: Candidate rows, ``[B, N, D(, P)]``, or ``[C, D(, P)]`` shared by all queries.
+        side: The side that is asked for.
+
+    Returns:
+        ``[B, N]`` or ``[B, C]``.
+    """
+    anchor, relation = score.prepare(anchor_BD[:, :size]), relation_BD[:, :size]
+    shared = candidates.ndim == anchor_BD.ndim
+    own = score.prepare(candidates[:, :size] if shared else candidates[:, :, :size])
+    query = score.query(anchor, relation, side)
+    if shared and score.product:
+        return score.finish(query.flatten(1) @ own.flatten(1).T)
+    return score.finish(score.partial(query[:, None], own).sum(-1))
+
+
+def prefix_sums(terms: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Sum the leading ``d`` terms for every d in ``sizes``.
+
+    Args:
+        terms: Terms per dim, ``[..., D]``.
+        sizes: Ascending, the last at most D.
+
+    Returns:
+        ``[K, ...]``.
+    """
+    if len(sizes) == 1:
+        return terms[..., : sizes[0]].sum(-1)[None]
+    block = gcd(*sizes)
+    sums = terms[..., : sizes[-1]].unflatten(-1, (-1, block)).sum(-1).cumsum(-1)
+    chosen = [size // block - 1 for size in sizes]
+    if chosen != list(range(sums.shape[-1])):
+        sums = sums[..., chosen]
+    return sums.movedim(-1, 0)
+
+
+def prefix_scores(
+    score: Score,
+    sizes: Sequence[int],
+    anchor_BD: Tensor,
+    relation_BD: Tensor,
+    candidates: Tensor,
+    side: Side,
+) -> Tensor:
+    """Score candidates at every size; arguments as in `scores_at`.
+
+    Additive scores form each dim's term once. Shared candidates of a product score are one matrix product
+    per segment. Scores that are not additive run size by size.
+
+    Returns:
+        ``[K, B, N]`` or ``[K, B, C]``.
+    """
+    if not score.additive:
+        rows = (anchor_BD, relation_BD, candidates)
+        return torch.stack([scores_at(score, size, *rows, side) for size in sizes])
+    query = score.query(anchor_BD, relation_BD, side)
+    if candidates.ndim == anchor_BD.ndim:
+        return score.finish(_shared_totals(score, sizes, query, candidates))
+    return score.finish(prefix_sums(score.partial(query[:, None], candidates), sizes))
+
+
+def _shared_totals(score: Score, sizes: Sequence[int], query: Tensor, pool: Tensor) -> Tensor:
+    """Running sums over segments for candidates shared by all queries, ``[K, B, C]``."""
+    totals: list[Tensor] = []
+    start = 0
+    for size in sizes:
+        q, c = query[:, start:size], pool[:, start:size]
+        if score.product:
+            segment = q.flatten(1) @ c.flatten(1).T
+        else:
+            segment = score.partial(q[:, None], c).sum(-1)
+        totals.append(totals[-1] + segment if totals else segment)
+        start = size
+    return torch.stack(totals)

@@ -1,0 +1,291 @@
+"""MED: mutual learning, evolutionary improvement and dynamic loss weights on a leading axis of sizes.
+
+Paper: "Croppable Knowledge Graph Embedding", arXiv 2407.02779 (Eqs. 3-8). Every function takes outputs
+``[K, B, C]`` (K sizes ascending, B examples, C classes or candidates) and knows nothing of models: link
+prediction has candidates in C, classification has classes, regression has C = 1. Functions are
+element-wise; `MED` reduces. A weight of zero switches a mechanism off; with all of them off the
+objective is the plain nested sum (Matryoshka).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["MED", "dynamic_weights", "example_losses", "kl_divergence", "mutual_huber", "prior_error"]
+
+Task = Literal["binary", "multiclass", "regression"]
+Mutual = Literal["huber", "huber-sigmoid", "kl"]
+Evolution = Literal["linear", "reciprocal"]
+
+SMALLEST_SIGMOID = 1e-4  # keeps exp(w1 / sigma(s)) finite: the paper's form is singular at sigma = 0
+
+
+def _check_same_shape(a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f"both arguments must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+
+
+def mutual_huber(smaller: Tensor, larger: Tensor, delta: float = 1.0, *, sigmoid: bool = False) -> Tensor:
+    """Compute the Huber distance between neighbouring sizes (paper, Eq. 3; gradient to both sides).
+
+    Args:
+        smaller: Outputs of the smaller size, any shape.
+        larger: Outputs of its larger neighbour, the same shape.
+        delta: Where the loss turns from quadratic to linear; 1 in the paper.
+        sigmoid: Compare sigma(s) instead of raw scores, so that the scale of scores, which grows with the
+            size, is not mistaken for a difference in knowledge.
+
+    Returns:
+        The element-wise loss, the same shape.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    _check_same_shape(smaller, larger)
+    if sigmoid:
+        smaller, larger = smaller.sigmoid(), larger.sigmoid()
+    return F.huber_loss(smaller, larger, reduction="none", delta=delta)
+
+
+def kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Compute KL(softmax(teacher) || softmax(student)) over the last axis.
+
+    The softmax relative of `mutual_huber`: invariant to a shift of all scores of an example.
+
+    Args:
+        student: Logits ``[..., C]``.
+        teacher: Logits ``[..., C]``; detach them to teach in one direction only.
+
+    Returns:
+        ``[...]``, non-negative.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    _check_same_shape(student, teacher)
+    log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def dynamic_weights(sizes: Sequence[int], w3: Tensor) -> Tensor:
+    """Compute exp(w3 * d_i / d_n) for every size (paper, Eq. 7).
+
+    Args:
+        sizes: The K sizes, ascending; the last one is d_n.
+        w3: Scalar. Its gradient through the loss is never negative, so a learnable w3 only falls.
+
+    Returns:
+        ``[K]``.
+    """
+    fractions = torch.tensor([d / sizes[-1] for d in sizes], dtype=w3.dtype, device=w3.device)
+    return torch.exp(w3 * fractions)
+
+
+def example_losses(outputs_KBC: Tensor, targets_B: Tensor, task: Task) -> Tensor:
+    """Compute the unweighted task loss of every example at every size.
+
+    Binary: softplus(-s) for the true column, softplus(s) for each other, element-wise. Multiclass:
+    cross-entropy. Regression: squared error of the only column.
+
+    Args:
+        outputs_KBC: Scores, logits or predictions.
+        targets_B: Index of the true column (int64), or the real target for regression.
+        task: Which of the three.
+
+    Returns:
+        ``[K, B, C]`` for binary, else ``[K, B]``.
+    """
+    if task == "binary":
+        return F.softplus(torch.where(_true_mask(outputs_KBC, targets_B), -outputs_KBC, outputs_KBC))
+    if task == "multiclass":
+        return outputs_KBC.logsumexp(-1) - _true_column(outputs_KBC, targets_B)
+    return (outputs_KBC.squeeze(-1) - targets_B) ** 2
+
+
+def prior_error(outputs_KBC: Tensor, targets_B: Tensor, task: Task) -> Tensor:
+    """Compute how wrong each size is on each example, in [0, 1], without gradient.
+
+    Binary: 1 - sigma(s) for the true column and sigma(s) for the others. Multiclass: 1 - p(true).
+    Regression: 1 - exp(-squared error).
+
+    Returns:
+        The shape of `example_losses`.
+    """
+    outputs = outputs_KBC.detach()
+    if task == "binary":
+        return torch.where(_true_mask(outputs, targets_B), -outputs, outputs).sigmoid()
+    return -torch.expm1(-example_losses(outputs, targets_B, task))
+
+
+def _true_mask(outputs_KBC: Tensor, targets_B: Tensor) -> Tensor:
+    columns = torch.arange(outputs_KBC.shape[-1], device=outputs_KBC.device)
+    return columns == targets_B[:, None]
+
+
+def _true_column(outputs_KBC: Tensor, targets_B: Tensor) -> Tensor:
+    index = targets_B.expand(outputs_KBC.shape[0], -1).unsqueeze(-1)
+    return outputs_KBC.gather(-1, index).squeeze(-1)
+
+
+class MED(nn.Module):
+    """The MED objective, and by its weights every ablation of it down to the plain nested sum.
+
+    L = mutual * sum_{i>=2} L_ML(i-1, i) + sum_i c_i exp(w3 d_i / d_n) L_EI(i) + distill * sum_{i<n} KL(n, i)
+    (paper, Eq. 8; the last term, in-place distillation from the detached largest size, is not in the
+    paper). L_EI(i) is the task loss with example weights that grow with the error of size i-1 and sum to
+    one over the batch (binary: over positives and over negatives apart; Eqs. 4-6); size 1 weighs uniformly.
+
+    Args:
+        sizes: Ascending sizes, in the order of the outputs' leading axis.
+        task: "binary" (one positive column among negatives), "multiclass", or "regression".
+        mutual: Weight of mutual learning; 0 is off.
+        mutual_form: "huber" on raw outputs, "huber-sigmoid", or "kl" over the candidates.
+        mutual_reduction: "mean" over examples and candidates, or "sum" as the paper's formula is written.
+        teach_down: Detach the larger neighbour in mutual learning, so that only the smaller one learns.
+        w1: Strength of the re-weighting of positives (or of whole examples); 0 is off.
+        w2: Strength of the re-weighting of negatives (binary only); 0 is off.
+        w3: Exponent of the dynamic loss weight; 0 weighs sizes equally.
+        learnable: Train w1, w2 and w3, as in the paper.
+        evolution_form: "linear": weights softmax(w * error); "reciprocal": positives softmax(w1 / sigma(s))
+            as in the paper, with sigma inside because scores may be negative.
+        adversarial: Temperature of self-adversarial negative weights (RotatE, arXiv 1902.10197, Eq. 5),
+            normalised per query; 0 is off.
+        distill: Weight of the KL from the largest size; 0 is off.
+        size_weights: Constant factor c_i per size; 1 for all if omitted.
+        reduction: "mean" divides by K, so that learning rates carry over to other numbers of sizes; "sum" as in the paper.
+
+    Raises:
+        ValueError: If an option is unknown, or weights and sizes differ in number.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        task: Task = "binary",
+        mutual: float = 1.0,
+        mutual_form: Mutual = "huber-sigmoid",
+        mutual_reduction: Literal["mean", "sum"] = "mean",
+        teach_down: bool = False,
+        w1: float = 1.0,
+        w2: float = 1.0,
+        w3: float = 1.0,
+        learnable: bool = False,
+        evolution_form: Evolution = "linear",
+        adversarial: float = 0.0,
+        distill: float = 0.0,
+        size_weights: Sequence[float] | None = None,
+        reduction: Literal["mean", "sum"] = "mean",
+    ) -> None:
+        super().__init__()
+        _check_option("task", task, get_args(Task))
+        _check_option("mutual_form", mutual_form, get_args(Mutual))
+        _check_option("evolution_form", evolution_form, get_args(Evolution))
+        _check_option("reduction", reduction, ("mean", "sum"))
+        _check_option("mutual_reduction", mutual_reduction, ("mean", "sum"))
+        self.sizes = tuple(sizes)
+        weights = (1.0,) * len(self.sizes) if size_weights is None else tuple(size_weights)
+        if len(weights) != len(self.sizes):
+            raise ValueError(f"size_weights must have one value per size, got {weights} for {self.sizes}")
+        self.size_weights = dict(zip(self.sizes, weights, strict=True))
+        self.task, self.mutual, self.mutual_form = task, mutual, mutual_form
+        self.mutual_reduction, self.teach_down = mutual_reduction, teach_down
+        self.evolution_form, self.adversarial, self.distill = evolution_form, adversarial, distill
+        self.reduction = reduction
+        self.w1, self.w2, self.w3 = (nn.Parameter(torch.tensor(float(w)), learnable) for w in (w1, w2, w3))
+
+    def forward(self, outputs_KBC: Tensor, targets_B: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+        """Return the scalar loss; see `terms`."""
+        return self.terms(outputs_KBC, targets_B, sizes)["loss"]
+
+    def terms(
+        self, outputs_KBC: Tensor, targets_B: Tensor, sizes: Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the loss and its parts.
+
+        Args:
+            outputs_KBC: Outputs at the sizes, ascending.
+            targets_B: Index of the true column, or the real target for regression.
+            sizes: Which sizes the leading axis holds, when only some were evaluated.
+
+        Returns:
+            Scalars "loss", "evolution", "mutual", "distill".
+
+        Raises:
+            ValueError: If the leading axis and the sizes differ in number.
+        """
+        sizes = self.sizes if sizes is None else tuple(sizes)
+        if outputs_KBC.ndim != 3 or outputs_KBC.shape[0] != len(sizes):
+            raise ValueError(f"outputs must be [K={len(sizes)}, B, C], got {tuple(outputs_KBC.shape)}")
+        outputs = outputs_KBC.float()
+        constant = torch.tensor([self.size_weights[s] for s in sizes], device=outputs.device)
+        per_size = self._improvement(outputs, targets_B) * dynamic_weights(sizes, self.w3) * constant
+        count = len(sizes) if self.reduction == "mean" else 1
+        parts = {
+            "evolution": per_size.sum() / count,
+            "mutual": self._mutual(outputs, sizes) / count,
+            "distill": self._distillation(outputs) / count,
+        }
+        return {"loss": parts["evolution"] + parts["mutual"] + parts["distill"], **parts}
+
+    def extra_repr(self) -> str:
+        """Show the switches."""
+        return f"sizes={self.sizes}, task={self.task}, mutual={self.mutual}, distill={self.distill}"
+
+    def _improvement(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """L_EI of every size, ``[K]``."""
+        losses = example_losses(outputs, targets, self.task)
+        if self.task == "binary":
+            return self._binary_improvement(outputs, losses, targets)
+        first = torch.full_like(losses[:1], 1 / losses.shape[1])
+        errors = prior_error(outputs[:-1], targets, self.task)
+        weights = torch.cat([first, (self.w1 * errors).softmax(-1)])
+        return (weights * losses).sum(-1)
+
+    def _binary_improvement(self, outputs: Tensor, losses: Tensor, targets: Tensor) -> Tensor:
+        sizes, batch, columns = outputs.shape
+        errors = prior_error(outputs, targets, self.task)
+        errors = torch.cat([torch.zeros_like(errors[:1]), errors[:-1]])  # size 1 has nobody before it
+        positive_error = _true_column(errors, targets)
+        if self.evolution_form == "reciprocal":
+            truth = (1 - positive_error).clamp_min(SMALLEST_SIGMOID)
+            positive = (self.w1 / truth).softmax(-1)
+        else:
+            positive = (self.w1 * positive_error).softmax(-1)
+        logits = (self.w2 * errors).masked_fill(_true_mask(outputs, targets), -torch.inf)
+        if self.adversarial:
+            negative = (logits + self.adversarial * outputs.detach()).softmax(-1) / batch
+        else:
+            negative = logits.reshape(sizes, -1).softmax(-1).reshape(sizes, batch, columns)
+        return (positive * _true_column(losses, targets)).sum(-1) + (negative * losses).sum((-1, -2))
+
+    def _mutual(self, outputs: Tensor, sizes: Sequence[int]) -> Tensor:
+        if not self.mutual or len(sizes) < 2:
+            return outputs.new_zeros(())
+        smaller, larger = outputs[:-1], outputs[1:]
+        larger = larger.detach() if self.teach_down else larger
+        if self.mutual_form == "kl":
+            losses = kl_divergence(smaller, larger)
+        else:
+            losses = mutual_huber(smaller, larger, sigmoid=self.mutual_form == "huber-sigmoid")
+        total = losses.sum() if self.mutual_reduction == "sum" else losses.flatten(1).mean(1).sum()
+        return self.mutual * total
+
+    def _distillation(self, outputs: Tensor) -> Tensor:
+        if not self.distill or len(outputs) < 2:
+            return outputs.new_zeros(())
+        if self.task == "regression":
+            losses = mutual_huber(outputs[:-1], outputs[-1:].detach().expand_as(outputs[:-1])).squeeze(-1)
+        else:
+            losses = kl_divergence(outputs[:-1], outputs[-1:].detach().expand_as(outputs[:-1]))
+        return self.distill * losses.mean(1).sum()
+
+
+def _check_option(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
