@@ -1,0 +1,220 @@
+"""Filtered ranks of every test triple, on both sides, at every size of a model, in one pass.
+
+For a test triple (h, r, t) and the side "tail", all entities e are ranked by the score of (h, r, e); the
+side "head" ranks (e, r, t). The *filtered* rank (Bordes et al., 2013) leaves out the other entities known to
+be true. Nothing is masked in the hot loop: everything is ranked, then the known true answers that won or
+tied are subtracted. The target is left out by its id, and its score is read from the same table of scores as
+the candidates', so rounding can neither rank it above nor below itself.
+
+Ties: the *optimistic* rank puts the target first among its equals, the *pessimistic* one last, the
+*realistic* rank is their mean (Berrendorf et al., 2020, arXiv 2002.06914). This file knows ranks only;
+croppable/kge/metrics.py makes MRR and Hits@k of them.
+
+Shape legend: K sizes, T triples, B queries of a batch, E entities, S the two sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from croppable.core import Nested
+
+if TYPE_CHECKING:
+    from croppable.kge.known import KnownTriples
+
+__all__ = ["SIDES", "Ranks", "rank_triples"]
+
+SIDES = ("tail", "head")
+
+# Scores held at once by the reference, in numbers: 2**26 float32 are 256 MiB.
+_SCORES_AT_ONCE = 2**26
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """Filtered ranks of triples against all entities, at every size.
+
+    Attributes:
+        sizes: The K sizes, ascending.
+        triples: The ranked triples [T, 3], int64 (head, relation, tail).
+        num_entities: Number of candidates of every query before filtering.
+        optimistic_SKT: Ranks [2, K, T], int64, best is 1; the first axis follows `SIDES`.
+        pessimistic_SKT: The same with the target behind its equals.
+    """
+
+    sizes: tuple[int, ...]
+    triples: Tensor
+    num_entities: int
+    optimistic_SKT: Tensor
+    pessimistic_SKT: Tensor
+
+    def by_ties(self, ties: str) -> Tensor:
+        """Return the float64 ranks [2, K, T] under a tie policy: realistic, optimistic or pessimistic.
+
+        Raises:
+            ValueError: If the policy is none of the three.
+        """
+        optimistic, pessimistic = self.optimistic_SKT.double(), self.pessimistic_SKT.double()
+        policies = {
+            "realistic": (optimistic + pessimistic) / 2,
+            "optimistic": optimistic,
+            "pessimistic": pessimistic,
+        }
+        if ties not in policies:
+            raise ValueError(f"ties must be one of {tuple(policies)}, got {ties!r}")
+        return policies[ties]
+
+
+def rank_triples(
+    model: nn.Module,
+    triples: Tensor,
+    known: KnownTriples,
+    *,
+    sizes: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    candidate_chunk: int = 4096,
+    progress: bool = False,
+) -> Ranks:
+    """Rank the tail and the head of every triple against all entities, filtered, at every size.
+
+    Memory beside the model and the result: 4 * K * batch_size * E bytes of scores, and whatever the model's
+    forward needs for ``batch_size`` queries against ``candidate_chunk`` entities.
+
+    Args:
+        model: A `KGEModel`, or any croppable module with ``num_entities``, ``sizes`` and its forward.
+        triples: The triples to rank [T, 3], integers, (head, relation, tail).
+        known: All true triples, those of train, valid and test: the filter.
+        sizes: Ascending sizes to rank at; default ``model.sizes``.
+        batch_size: Queries scored together; default: as many as keep the scores within 256 MiB.
+        candidate_chunk: Candidate entities scored together.
+        progress: Show a progress bar; ask for it on the main process only.
+
+    Raises:
+        ValueError: If there are no triples, or ids do not fit, or a score is not finite (the error names the
+            triple).
+    """
+    num_entities = int(model.num_entities)  # type: ignore[arg-type]
+    wanted = tuple(sizes) if sizes is not None else tuple(model.sizes)  # type: ignore[arg-type]
+    triples = _checked(triples, num_entities)
+    nested = Nested(model, sorted({*wanted, int(model.size)}))  # type: ignore[arg-type]
+    if batch_size is None:
+        batch_size = max(1, min(len(triples), _SCORES_AT_ONCE // (len(wanted) * num_entities)))
+    greater = torch.empty(2, len(wanted), len(triples), dtype=torch.int64)
+    equal = torch.empty_like(greater)
+    with torch.no_grad(), _evaluating(model), _progress_bar(progress, 2 * len(triples)) as bar:
+        for s, side in enumerate(SIDES):
+            for start in range(0, len(triples), batch_size):
+                batch = triples[start : start + batch_size]
+                scores_KBE = _scores(nested, wanted, batch, side, candidate_chunk, num_entities)
+                won, tied = _count(scores_KBE, batch, side, known)
+                greater[s, :, start : start + len(batch)] = won
+                equal[s, :, start : start + len(batch)] = tied
+                bar.update(len(batch))
+    return Ranks(
+        sizes=wanted,
+        triples=triples,
+        num_entities=num_entities,
+        optimistic_SKT=1 + greater,
+        pessimistic_SKT=1 + greater + equal,
+    )
+
+
+def split_query(triples: Tensor, side: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (anchor, relation, target) of triples [B, 3] for a side: the target is what is asked for."""
+    heads, relations, tails = triples.unbind(1)
+    return (heads, relations, tails) if side == "tail" else (tails, relations, heads)
+
+
+def _scores(
+    nested: Nested, sizes: tuple[int, ...], batch: Tensor, side: str, chunk: int, num_entities: int
+) -> Tensor:
+    """Return the scores [K, B, E] of every entity, computed ``chunk`` candidates at a time."""
+    device = next(nested.parameters()).device
+    anchor, relation, _ = (ids.to(device) for ids in split_query(batch, side))
+    scores_KBE = torch.empty(len(sizes), len(batch), num_entities, device=device)
+    for start in range(0, num_entities, chunk):
+        candidates = torch.arange(start, min(start + chunk, num_entities), device=device)
+        part = nested.at(sizes, anchor, relation, candidates, side)
+        scores_KBE[:, :, start : start + len(candidates)] = part
+    require_finite(scores_KBE, sizes, batch, side)
+    return scores_KBE
+
+
+def _count(scores_KBE: Tensor, batch: Tensor, side: str, known: KnownTriples) -> tuple[Tensor, Tensor]:
+    """Return how many unknown entities beat the target and how many tie with it, both [K, B]."""
+    anchor, relation, target = split_query(batch, side)
+    rows, entities = known.targets(anchor, relation, side)
+    others = entities != target[rows]
+    device = scores_KBE.device
+    # The target is one of its own equals: listing it among the known ones leaves it out by its id.
+    rows = torch.cat([rows[others], torch.arange(len(batch))]).to(device)
+    entities = torch.cat([entities[others], target]).to(device)
+    target = target.to(device)
+    won: list[Tensor] = []
+    tied: list[Tensor] = []
+    for scores_BE in scores_KBE:  # size by size: the comparisons of all sizes together would need K*B*E bytes
+        own_B = scores_BE.gather(1, target[:, None]).squeeze(1)
+        known_scores = scores_BE[rows, entities]
+        for counts, compare in ((won, torch.gt), (tied, torch.eq)):
+            everyone_B = compare(scores_BE, own_B[:, None]).sum(1)
+            filtered = compare(known_scores, own_B[rows]).long()
+            counts.append(everyone_B.index_add(0, rows, filtered, alpha=-1))
+    return torch.stack(won).cpu(), torch.stack(tied).cpu()
+
+
+def require_finite(scores_KBE: Tensor, sizes: Sequence[int], batch: Tensor, side: str) -> None:
+    """Raise for the first score that is not finite.
+
+    Raises:
+        ValueError: Naming the triple and the size.
+    """
+    if scores_KBE.isfinite().all():
+        return
+    k, b, entity = (~scores_KBE.isfinite()).nonzero()[0].tolist()
+    triple = batch[b].tolist()
+    triple[2 if side == "tail" else 0] = entity
+    raise ValueError(
+        f"the score of triple (head {triple[0]}, relation {triple[1]}, tail {triple[2]}) is "
+        f"{scores_KBE[k, b, entity].item()} at size {sizes[k]}: ranking needs finite scores; the weights "
+        f"have diverged, train with a lower learning rate or clip the gradients"
+    )
+
+
+def _checked(triples: Tensor, num_entities: int) -> Tensor:
+    """Return the triples as int64 on the CPU, once they are known to be rankable."""
+    if triples.ndim != 2 or triples.shape[1] != 3 or len(triples) == 0:
+        raise ValueError(f"triples must be a non-empty [T, 3] tensor, got shape {tuple(triples.shape)}")
+    triples = triples.detach().to("cpu", torch.int64)
+    ends = triples[:, [0, 2]]
+    if ends.min() < 0 or ends.max() >= num_entities:
+        raise ValueError(
+            f"entity ids must lie in 0..{num_entities - 1}, the model's entities, got "
+            f"{ends.min().item()}..{ends.max().item()}: index the triples with the model's own graph"
+        )
+    return triples
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every submodule into eval mode, and back into its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _progress_bar(show: bool, total: int) -> Iterator[Any]:
+    from tqdm import tqdm  # part of the kge extra
+
+    with tqdm(total=total, desc="ranking", unit="query", disable=not show) as bar:
+        yield bar
