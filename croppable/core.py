@@ -9,6 +9,7 @@ losses, training, files, graphs or text, and no module in it remembers a "curren
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
@@ -48,7 +49,7 @@ def validate_sizes(sizes: Sequence[int], full: int) -> tuple[int, ...]:
     """
     given = tuple(sizes)
     integers = all(isinstance(s, int) and not isinstance(s, bool) for s in given)
-    ascending = integers and all(a < b for a, b in zip(given, given[1:], strict=False))
+    ascending = integers and all(a < b for a, b in pairwise(given))
     if not (given and ascending and given[0] >= 1 and given[-1] == full):
         raise ValueError(
             f"sizes must be positive integers, strictly increasing, and end at the model's own size "
@@ -195,8 +196,8 @@ class Nested(nn.Module):
 
     ``Nested(model, sizes)(x)[i]`` equals ``crop(model, sizes[i])(x)``. By default each size runs a
     meta-device skeleton on views of the full weights, so "what you train" is "what you crop" by
-    construction. A model may offer ``forward_nested(sizes, *args, **kwargs)`` that returns the same ``[K, ...]``
-    faster; the default loop is its test oracle.
+    construction. A model may offer ``forward_nested(sizes, *args, **kwargs)`` that returns the same
+    ``[K, ...]`` faster; the default loop is its test oracle.
 
     Args:
         model: A croppable module; it is used, not copied.

@@ -157,7 +157,8 @@ class MED(nn.Module):
             normalised per query; 0 is off.
         distill: Weight of the KL from the largest size; 0 is off.
         size_weights: Constant factor c_i per size; 1 for all if omitted.
-        reduction: "mean" divides by K, so that learning rates carry over to other numbers of sizes; "sum" as in the paper.
+        reduction: "mean" divides by K, so that learning rates carry over to other numbers of sizes; "sum"
+            as in the paper.
 
     Raises:
         ValueError: If an option is unknown, or weights and sizes differ in number.

@@ -55,7 +55,8 @@ def prefix_sums(terms: Tensor, sizes: Sequence[int]) -> Tensor:
     if len(sizes) == 1:
         return terms[..., : sizes[0]].sum(-1)[None]
     block = gcd(*sizes)
-    sums = terms[..., : sizes[-1]].unflatten(-1, (-1, block)).sum(-1).cumsum(-1)
+    blocks = terms[..., : sizes[-1]].reshape(*terms.shape[:-1], sizes[-1] // block, block)
+    sums = blocks.sum(-1).cumsum(-1)
     chosen = [size // block - 1 for size in sizes]
     if chosen != list(range(sums.shape[-1])):
         sums = sums[..., chosen]
@@ -93,10 +94,8 @@ def _shared_totals(score: Score, sizes: Sequence[int], query: Tensor, pool: Tens
     start = 0
     for size in sizes:
         q, c = query[:, start:size], pool[:, start:size]
-        if score.product:
-            segment = q.flatten(1) @ c.flatten(1).T
-        else:
-            segment = score.partial(q[:, None], c).sum(-1)
+        product = score.product
+        segment = q.flatten(1) @ c.flatten(1).T if product else score.partial(q[:, None], c).sum(-1)
         totals.append(totals[-1] + segment if totals else segment)
         start = size
     return torch.stack(totals)

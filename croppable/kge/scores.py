@@ -77,7 +77,7 @@ class TransEL1(Score):
     distance = True
 
     def query(self, anchor: Tensor, relation: Tensor, side: Side) -> Tensor:
-        """h + r asks for t; t - r asks for h."""
+        """Ask for t with h + r, for h with t - r."""
         return anchor + relation if side == "tail" else anchor - relation
 
     def partial(self, query: Tensor, candidate: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def _complex_product(a: Tensor, b: Tensor, *, conjugate_b: bool) -> Tensor:
 
 
 class ComplEx(Score):
-    """ComplEx: Re(sum_i h_i r_i conj(t_i)) (Trouillon et al., arXiv 1606.06357, Eq. 9); parts are (re, im)."""
+    """ComplEx: Re(sum_i h_i r_i conj(t_i)) (Trouillon et al., arXiv 1606.06357, Eq. 9); parts: (re, im)."""
 
     name = "complex"
     entity_parts = 2
@@ -129,7 +129,7 @@ class ComplEx(Score):
     product = True
 
     def query(self, anchor: Tensor, relation: Tensor, side: Side) -> Tensor:
-        """h r asks for t; conj(r) t asks for h."""
+        """Ask for t with h r, for h with conj(r) t."""
         return _complex_product(anchor, relation, conjugate_b=side == "head")
 
     def partial(self, query: Tensor, candidate: Tensor) -> Tensor:
@@ -138,9 +138,9 @@ class ComplEx(Score):
 
 
 class RotatE(Score):
-    """RotatE: -sum_i |h_i exp(i theta_i) - t_i| (Sun et al., arXiv 1902.10197, Eq. 3, sum of moduli as their code).
+    """RotatE: -sum_i |h_i exp(i theta_i) - t_i| (Sun et al., arXiv 1902.10197, Eq. 3).
 
-    Relations store phases in radians, one per dim, so nothing about them depends on the width.
+    The norm is the sum of moduli, as in the authors' code. Relations store phases in radians, one per dim, so nothing about them depends on the width.
     """
 
     name = "rotate"
@@ -148,7 +148,7 @@ class RotatE(Score):
     distance = True
 
     def query(self, anchor: Tensor, relation: Tensor, side: Side) -> Tensor:
-        """h rotated by theta asks for t; t rotated back asks for h (rotations keep moduli)."""
+        """Ask for t with h rotated by theta, for h with t rotated back (rotations keep moduli)."""
         rotation = torch.stack([relation.cos(), relation.sin()], -1)
         return _complex_product(anchor, rotation, conjugate_b=side == "head")
 

@@ -1,0 +1,145 @@
+"""Training states on disk: written so that a kill at any moment loses nothing, read without pickle.
+
+A state is a folder ``step-00001234`` with tensors in safetensors, everything else in JSON, and a seal with
+every file's sha256 (croppable/atomic.py). Older states are removed only when a new one is complete. What
+is in a state is the training loop's affair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from croppable.atomic import new_folder
+
+__all__ = ["StateFolder", "flatten", "unflatten"]
+
+TENSORS, TREE, DONE = "tensors.safetensors", "tree.json", "done.json"
+_STATE = re.compile(r"^step-(\d{8,})$")
+
+
+def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
+    """Split a tree of dicts, lists, tuples, scalars and tensors into JSON and named tensors.
+
+    Raises:
+        TypeError: If the tree holds anything else.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def visit(node: Any, path: str) -> Any:
+        if isinstance(node, Tensor):
+            tensors[path] = node.detach().cpu().contiguous().clone()
+            return {"tensor": path}
+        if isinstance(node, dict):
+            return {"dict": [[key, visit(value, f"{path}/{key}")] for key, value in node.items()]}
+        if isinstance(node, list | tuple):
+            kind = "list" if isinstance(node, list) else "tuple"
+            return {kind: [visit(value, f"{path}/{i}") for i, value in enumerate(node)]}
+        if node is None or isinstance(node, bool | int | float | str):
+            return {"value": node}
+        raise TypeError(
+            f"a training state holds tensors, dicts, lists and scalars, got {type(node)} at {path}"
+        )
+
+    return visit(tree, ""), tensors
+
+
+def unflatten(skeleton: Any, tensors: dict[str, Tensor]) -> Any:
+    """Put together again what `flatten` took apart."""
+    ((kind, content),) = skeleton.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: unflatten(value, tensors) for key, value in content}
+    if kind in ("list", "tuple"):
+        values = [unflatten(value, tensors) for value in content]
+        return values if kind == "list" else tuple(values)
+    return content
+
+
+class StateFolder:
+    """The training states of one run, newest last.
+
+    Args:
+        root: Folder that holds the states; made when the first one is written.
+        keep: How many complete states to keep, at least 2: the newest may be the one that a broken disk
+            spoilt.
+
+    Raises:
+        ValueError: If ``keep`` is below 2.
+    """
+
+    def __init__(self, root: Path, keep: int = 2) -> None:
+        if keep < 2:
+            raise ValueError(f"keep must be at least 2 training states, got {keep}")
+        self.root, self.keep = Path(root), keep
+
+    def complete(self) -> list[Path]:
+        """Return the complete states, oldest first; a state is complete if its files have their sha256."""
+        if not self.root.is_dir():
+            return []
+        named = [(int(match[1]), path) for path in self.root.iterdir() if (match := _STATE.match(path.name))]
+        return [path for _, path in sorted(named) if _is_complete(path)]
+
+    def newest(self) -> Path | None:
+        """Return the newest complete state, or None."""
+        found = self.complete()
+        return found[-1] if found else None
+
+    def write(self, step: int, tree: Any) -> Path:
+        """Write the state after ``step`` optimizer steps, then remove those that are too old.
+
+        Args:
+            step: Number of optimizer steps done.
+            tree: What to keep, see `flatten`.
+        """
+        from safetensors.torch import save_file
+
+        folder = self.root / f"step-{step:08d}"
+        if folder.exists():
+            shutil.rmtree(folder)  # the same step again, after going on from an older state
+        skeleton, tensors = flatten(tree)
+        with new_folder(folder) as temporary:
+            save_file(tensors, temporary / TENSORS)
+            (temporary / TREE).write_text(json.dumps(skeleton), encoding="utf-8")
+            digests = {name: _digest(temporary / name) for name in (TENSORS, TREE)}
+            (temporary / DONE).write_text(json.dumps(digests), encoding="utf-8")
+        unfinished = self.root.glob(".step-*.writing")
+        for old in (*self.complete()[: -self.keep], *unfinished):
+            shutil.rmtree(old)
+        return folder
+
+    def read(self) -> Any:
+        """Read the newest complete state.
+
+        Raises:
+            FileNotFoundError: If there is no complete state.
+        """
+        from safetensors.torch import load_file
+
+        newest = self.newest()
+        if newest is None:
+            raise FileNotFoundError(
+                f"no complete training state in {self.root}: start without resuming, or name the folder "
+                f"whose step-* subfolders hold states"
+            )
+        skeleton = json.loads((newest / TREE).read_text(encoding="utf-8"))
+        return unflatten(skeleton, load_file(newest / TENSORS))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_complete(folder: Path) -> bool:
+    if not (folder / DONE).is_file():
+        return False
+    digests = json.loads((folder / DONE).read_text(encoding="utf-8"))
+    return all((folder / name).is_file() and _digest(folder / name) == want for name, want in digests.items())

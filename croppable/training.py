@@ -1,0 +1,325 @@
+"""The only training loop: steps, evaluation, early stopping, and a training state that survives a kill.
+
+It knows an ``nn.Module`` whose forward takes a batch and returns losses, and nothing of graphs, text or
+sizes. Distribution and mixed precision are Accelerate's, handed in by the recipe. A state is written by
+croppable/state.py; resuming from it gives the weights that an uninterrupted run would have given.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from tqdm.auto import tqdm
+
+from croppable.state import StateFolder
+
+__all__ = ["FitResult", "TrainingError", "fit", "linear_schedule"]
+
+BAR_EVERY = 20  # steps between updates of the progress bar: reading a loss waits for the device
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: a loss was not finite."""
+
+
+class FitResult(NamedTuple):
+    """What `fit` did.
+
+    Attributes:
+        steps: Optimizer steps done in all, those before a resume included.
+        best_step: Step of the best evaluation, None without evaluations.
+        stopped: "finished", "early" (no better evaluation within the patience) or "interrupted".
+        history: One dict per logged step or evaluation, in order.
+    """
+
+    steps: int
+    best_step: int | None
+    stopped: str
+    history: list[dict[str, Any]]
+
+
+def linear_schedule(optimizer: Optimizer, num_steps: int, warmup_steps: int = 0) -> LRScheduler:
+    """Raise the learning rate linearly over the warm-up, then let it fall to zero at ``num_steps``."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return step / warmup_steps
+        return max(0.0, (num_steps - step) / max(1, num_steps - warmup_steps))
+
+    return LambdaLR(optimizer, factor)
+
+
+class _Progress:
+    """Everything of a run that a resumed run needs besides weights and optimizer."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.best_value = -math.inf
+        self.best_step: int | None = None
+        self.best_weights: dict[str, Tensor] | None = None
+        self.bad_evaluations = 0
+        self.history: list[dict[str, Any]] = []
+
+
+def fit(
+    step: nn.Module,
+    batches: Callable[[int], Iterable[Mapping[str, Any]]],
+    *,
+    accelerator: Any,
+    optimizer: Optimizer,
+    num_steps: int,
+    scheduler: LRScheduler | None = None,
+    accumulation: int = 1,
+    clip_norm: float | None = None,
+    evaluate: Callable[[int], Mapping[str, Any]] | None = None,
+    evaluate_every: int = 0,
+    patience: int = 0,
+    state_dir: Path | None = None,
+    checkpoint_every: int = 0,
+    keep: int = 2,
+    resume: bool = False,
+    log_every: int = 50,
+    log: Callable[[dict[str, Any]], None] | None = None,
+    description: str = "training",
+) -> FitResult:
+    """Train ``step`` in place; with an evaluation, leave the best weights in it.
+
+    Args:
+        step: Module whose ``forward(**batch)`` returns the scalar loss, or a dict of scalars with "loss".
+        batches: Called with the number of the first micro-batch (0, or later when resuming); yields the
+            micro-batches from there on, at least ``accumulation`` of them per step.
+        accelerator: A prepared-from-nothing ``accelerate.Accelerator``.
+        optimizer: Over the parameters of ``step``.
+        num_steps: Optimizer steps in all.
+        scheduler: Stepped once per optimizer step, on every process alike.
+        accumulation: Micro-batches per optimizer step; their gradients are averaged.
+        clip_norm: Largest global gradient norm; None does not clip.
+        evaluate: Called with the step number in eval mode; its "score" (higher is better) picks the best.
+        evaluate_every: Steps between evaluations; the last step is always evaluated.
+        patience: Stop after so many evaluations in a row without a better score; 0 never stops early.
+        state_dir: Folder of training states; needed for ``checkpoint_every``, ``resume`` and signals.
+        checkpoint_every: Steps between states; 0 writes none but on a signal.
+        keep: Newest states kept, at least 2.
+        resume: Go on from the newest complete state in ``state_dir``.
+        log_every: Steps between logged losses.
+        log: Receives each row of the history on the main process.
+        description: Label of the progress bar.
+
+    Raises:
+        TrainingError: If a loss is not finite; names the step and the newest state.
+        ValueError: If arguments contradict each other or the batches run out.
+    """
+    if (checkpoint_every or resume) and state_dir is None:
+        raise ValueError("checkpoint_every and resume need state_dir, the folder of training states")
+    states = None if state_dir is None else StateFolder(state_dir, keep=keep)
+    module, optimizer = accelerator.prepare(step, optimizer)
+    run = _Run(accelerator, step, module, optimizer, scheduler, states)
+    if resume:
+        run.restore()
+    progress = run.progress
+    source = iter(batches(progress.step * accumulation))
+    bar = tqdm(total=num_steps, initial=progress.step, desc=description, unit="step",
+               disable=not accelerator.is_main_process)  # fmt: skip
+    stopped = "finished"
+    with _signals() as received, bar:
+        while progress.step < num_steps:
+            run.optimize(source, accumulation, clip_norm)
+            bar.update()
+            if progress.step % BAR_EVERY == 0:
+                bar.set_postfix(loss=f"{run.last_loss():.4f}", refresh=False)
+            last = progress.step == num_steps
+            if progress.step % log_every == 0 or last:
+                run.log_losses(log)
+            if evaluate and (last or (evaluate_every and progress.step % evaluate_every == 0)):
+                run.evaluate(evaluate, log)
+            early = bool(patience) and progress.bad_evaluations >= patience
+            interrupted = run.agree(bool(received))
+            periodic = checkpoint_every and progress.step % checkpoint_every == 0
+            if states and (periodic or (interrupted and not last)):
+                run.save()
+            if early or (interrupted and not last):
+                stopped = "early" if early else "interrupted"
+                break
+    if progress.best_weights is not None and stopped != "interrupted":
+        step.load_state_dict(progress.best_weights)
+    return FitResult(progress.step, progress.best_step, stopped, progress.history)
+
+
+class _Run:
+    """One run of `fit`: the pieces it moves, and what is done with them."""
+
+    def __init__(
+        self,
+        accelerator: Any,
+        step: nn.Module,
+        module: nn.Module,
+        optimizer: Any,
+        scheduler: LRScheduler | None,
+        states: StateFolder | None,
+    ) -> None:
+        self.accelerator, self.step, self.module = accelerator, step, module
+        self.optimizer, self.scheduler, self.states = optimizer, scheduler, states
+        self.progress = _Progress()
+        self._losses: dict[str, Tensor] = {}
+        self._first_bad = torch.full((), -1, dtype=torch.long, device=accelerator.device)
+
+    def optimize(self, source: Iterator[Mapping[str, Any]], accumulation: int, clip: float | None) -> None:
+        """Do one optimizer step over ``accumulation`` micro-batches."""
+        self.module.train()
+        for micro in range(accumulation):
+            batch = next(source, None)
+            if batch is None:
+                raise ValueError(f"the batches ran out at step {self.progress.step}: they must not end")
+            final = micro == accumulation - 1
+            guard: AbstractContextManager[Any] = (
+                nullcontext() if final else self.accelerator.no_sync(self.module)
+            )
+            with guard:
+                with self.accelerator.autocast():
+                    outputs = self.module(**batch)
+                losses = outputs if isinstance(outputs, Mapping) else {"loss": outputs}
+                self.accelerator.backward(losses["loss"] / accumulation)
+        self._losses = {name: value.detach() for name, value in losses.items()}
+        bad = ~torch.isfinite(self._losses["loss"])
+        here = torch.where(bad, self.progress.step + 1, -1)
+        self._first_bad = torch.where(self._first_bad < 0, here, self._first_bad)
+        if clip is not None:
+            self.accelerator.clip_grad_norm_(self.module.parameters(), clip)
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.progress.step += 1
+
+    def last_loss(self) -> float:
+        """Return the newest loss; refuse to go on if one was not finite."""
+        self._check_finite()
+        return float(self._losses["loss"])
+
+    def _check_finite(self) -> None:
+        bad = int(self._first_bad)
+        if self.agree(bad >= 0):
+            saved = self.states.newest() if self.states else None
+            advice = f"the last good state is {saved}" if saved else "no state was saved"
+            where = f"step {bad}" if bad >= 0 else f"another process before step {self.progress.step}"
+            raise TrainingError(
+                f"the loss became not finite at {where}: {advice}; lower the learning rate, "
+                f"clip gradients, or train in float32"
+            )
+
+    def agree(self, flag: bool) -> bool:
+        """Return whether ``flag`` is true on any process."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        mine = torch.tensor(int(flag), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(mine, reduction="sum") > 0)
+
+    def log_losses(self, log: Callable[[dict[str, Any]], None] | None) -> None:
+        """Append the newest losses and the learning rate to the history."""
+        self._check_finite()
+        row = {"step": self.progress.step, **{name: float(value) for name, value in self._losses.items()}}
+        row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        self._record(row, log)
+
+    def _record(self, row: dict[str, Any], log: Callable[[dict[str, Any]], None] | None) -> None:
+        self.progress.history.append(row)
+        if log and self.accelerator.is_main_process:
+            log(row)
+
+    def evaluate(
+        self, evaluate: Callable[[int], Mapping[str, Any]], log: Callable[[dict[str, Any]], None] | None
+    ) -> None:
+        """Evaluate, and keep a copy of the weights if they are the best so far."""
+        self._check_finite()
+        self.module.eval()
+        with torch.no_grad():
+            values = dict(evaluate(self.progress.step))
+        self._record({"step": self.progress.step, **values}, log)
+        if values["score"] > self.progress.best_value:
+            self.progress.best_value, self.progress.best_step = values["score"], self.progress.step
+            self.progress.best_weights = {k: v.detach().clone() for k, v in self.step.state_dict().items()}
+            self.progress.bad_evaluations = 0
+        else:
+            self.progress.bad_evaluations += 1
+
+    def save(self) -> None:
+        """Write a state on the main process, with the random states of all of them."""
+        from accelerate.utils import gather_object
+
+        self._check_finite()
+        random_states = gather_object([_random_states()])
+        tree = {
+            "step": self.step.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "progress": vars(self.progress),
+            "random": random_states,
+        }
+        if self.states and self.accelerator.is_main_process:
+            self.states.write(self.progress.step, tree)
+        self.accelerator.wait_for_everyone()
+
+    def restore(self) -> None:
+        """Take up the newest complete state.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If it was written by another number of processes.
+        """
+        assert self.states is not None
+        tree = self.states.read()
+        if len(tree["random"]) != self.accelerator.num_processes:
+            raise ValueError(
+                f"the state in {self.states.root} was written by {len(tree['random'])} processes: resume "
+                f"with as many, got {self.accelerator.num_processes}"
+            )
+        self.step.load_state_dict(tree["step"])
+        self.optimizer.load_state_dict(tree["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(tree["scheduler"])
+        vars(self.progress).update(tree["progress"])
+        _set_random_states(tree["random"][self.accelerator.process_index])
+
+
+def _random_states() -> dict[str, Any]:
+    version, internal, gauss = random.getstate()
+    states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": [version, list(internal), gauss]}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_random_states(states: dict[str, Any]) -> None:
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    torch.set_rng_state(states["torch"].cpu())
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"].cpu())
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; a second SIGINT interrupts at once."""
+    received: list[int] = []
+
+    def note(number: int, _frame: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
