@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def write_into(folder: str | Path, last: str) -> Iterator[Path]:
+def write_into(folder: str | Path, last: str, old: Sequence[str] = ()) -> Iterator[Path]:
     """Write files into a folder that may hold others; the file ``last`` makes them count.
 
     An absent folder appears at once, as with `new_folder`. In an existing one the old ``last`` is removed,
@@ -93,6 +93,7 @@ def write_into(folder: str | Path, last: str) -> Iterator[Path]:
     Args:
         folder: The target folder.
         last: Name of the file without which the others mean nothing.
+        old: Patterns of files that belong to what is replaced; those that are not written again are removed.
 
     Yields:
         The temporary folder to write into; it must contain ``last`` in the end.
@@ -108,6 +109,8 @@ def write_into(folder: str | Path, last: str) -> Iterator[Path]:
         (target / last).unlink(missing_ok=True)
         _sync(target)
         names = sorted(path.name for path in temporary.iterdir() if path.name != last)
+        for path in {path for pattern in old for path in target.glob(pattern)}:
+            path.unlink()
         for name in [*names, last]:
             (temporary / name).replace(target / name)
         _sync(target)

@@ -28,6 +28,9 @@ from croppable.segments import write_file
 
 __all__ = ["save"]
 
+# What an overwritten checkpoint leaves behind, README.md aside: that one is written by people too.
+OWN_FILES = ("model-*-of-*.safetensors", INDEX, LABELS, METRICS)
+
 
 def save(
     model: nn.Module,
@@ -75,7 +78,7 @@ def save(
     specs = _specs(model, cuts, dtype)
     settings = _settings(model, cuts)
     labels = getattr(model, "labels", None) if labels is None else labels
-    with write_into(folder, last=CONFIG) as temporary:
+    with write_into(folder, CONFIG, OWN_FILES) as temporary:
         files, weight_map = _write_tensors(temporary, model, specs, cuts)
         if labels is not None:
             names = Labels.of(labels)
