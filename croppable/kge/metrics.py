@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from croppable.kge.ranking import SIDES, Ranks
+from croppable.kge.known import SIDES
+from croppable.kge.ranking import Ranks
 
 __all__ = ["METRICS", "mean_mrr", "metrics_rows", "read_metrics", "write_metrics"]
 
