@@ -215,7 +215,7 @@ class MED(nn.Module):
             sizes: Which sizes the leading axis holds, when only some were evaluated.
 
         Returns:
-            Scalars "loss", "evolution", "mutual", "distill".
+            Scalars "loss", "evolution", "mutual", "distill", and w1, w2, w3 where they are learnable.
 
         Raises:
             ValueError: If the leading axis and the sizes differ in number.
@@ -232,7 +232,9 @@ class MED(nn.Module):
             "mutual": self._mutual(outputs, sizes) / count,
             "distill": self._distillation(outputs) / count,
         }
-        return {"loss": parts["evolution"] + parts["mutual"] + parts["distill"], **parts}
+        loss = parts["evolution"] + parts["mutual"] + parts["distill"]
+        learned = {n: w.detach() for n, w in self.named_parameters() if w.requires_grad}
+        return {"loss": loss, **parts, **learned}
 
     def extra_repr(self) -> str:
         """Show the switches."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, Self, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from croppable.core import validate_sizes
@@ -178,11 +179,17 @@ class KGEModel(nn.Module):
         size: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the rows of anchors, relations and candidates up to ``size`` dims (all if omitted)."""
-        size = self.size if size is None else size
         if self.reciprocal and side == "head":
             relation = relation + self.num_relations
-        entity, table = self.entity[:, :size], self.relation[:, :size]
-        return entity[anchor], table[relation], entity if candidates is None else entity[candidates]
+        rows = (
+            _rows(self.entity, anchor),
+            _rows(self.relation, relation),
+            self.entity if candidates is None else _rows(self.entity, candidates),
+        )
+        if size is None or size == self.size:
+            return rows
+        per_query = candidates is not None and candidates.ndim == 2
+        return rows[0][:, :size], rows[1][:, :size], rows[2][:, :, :size] if per_query else rows[2][:, :size]
 
     def score_rows(
         self,
@@ -201,6 +208,11 @@ class KGEModel(nn.Module):
         index = [self.sizes.index(size) for size in sizes]
         scaled = raw * self.log_scale[index].exp()[:, None, None] + self.margin
         return scaled + self.offset[index][:, None, None] if self.calibration == "affine" else scaled
+
+
+def _rows(table: Tensor, ids: Tensor) -> Tensor:
+    """Gather rows ``[*ids.shape, d(, p)]``; the embedding kernel's backward is faster than indexing's."""
+    return F.embedding(ids, table.flatten(1)).reshape(*ids.shape, *table.shape[1:])
 
 
 def _shape(rows: int, size: int, parts: int) -> tuple[int, ...]:

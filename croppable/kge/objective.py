@@ -95,20 +95,19 @@ class LinkPrediction(nn.Module):
         Returns:
             Scalars: "loss" and its parts.
         """
-        candidates = negatives
-        if negatives is not None and negatives.ndim == 2:
-            candidates = torch.cat([target[:, None], negatives], 1)
+        per_query = negatives is not None and negatives.ndim == 2
+        candidates = torch.cat([target[:, None], negatives], 1) if per_query else negatives
         rows = self.model.lookup(anchor, relation, candidates, side)
-        answers = self.model.entity[target]
-        shared = negatives if negatives is not None and negatives.ndim == 1 else None
-        return self._loss(*rows, answers, target, shared, candidates is None, side)
+        answers = None if per_query else self.model.lookup(target, relation, None, side)[0]
+        shared = None if per_query else negatives
+        return self._loss(*rows, answers, target, shared, negatives is None, side)
 
     def _loss_of_rows(
         self,
         anchor: Tensor,
         relation: Tensor,
         candidates: Tensor,
-        answers: Tensor,
+        answers: Tensor | None,
         target: Tensor,
         shared: Tensor | None,
         against_all: bool,
@@ -116,6 +115,8 @@ class LinkPrediction(nn.Module):
     ) -> dict[str, Tensor]:
         sizes = self.nested.sizes
         scores = self.model.score_rows(sizes, anchor, relation, candidates, side=side)
+        if answers is None:
+            answers = candidates[:, 0]
         if shared is not None:
             scores = scores.masked_fill(shared == target[:, None], MASKED)
             own = self.model.score_rows(sizes, anchor, relation, answers[:, None], side=side)
