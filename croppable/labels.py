@@ -8,8 +8,10 @@ hashes, and then compared, so that a lookup needs no dictionary. This file knows
 from __future__ import annotations
 
 import difflib
+import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,11 @@ class StringTable(Sequence[str]):
         place = range(len(self))[index]
         return str(self._bytes[int(self.offsets[place]) : int(self.offsets[place + 1])], "utf-8")
 
+    def __iter__(self) -> Iterator[str]:
+        for low, high in self._windows():
+            for first, last in pairwise(self.offsets[low : high + 1].tolist()):
+                yield str(self._bytes[first:last], "utf-8")
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, StringTable):
             return NotImplemented
@@ -174,7 +181,7 @@ class Labels:
         relation_text: The same per relation.
 
     Raises:
-        ValueError: If a name occurs twice or a text is missing.
+        ValueError: If a name is empty or occurs twice, or a text is missing.
     """
 
     def __init__(
@@ -193,6 +200,8 @@ class Labels:
         ):
             if (twice := names.duplicate()) is not None:
                 raise ValueError(f"the {what} name {brief(twice)} twice: every name must be there once")
+            if "" in names:
+                raise ValueError(f"an empty {what} name: every name must have a character")
             if texts is not None and len(texts) != len(names):
                 raise ValueError(f"{len(texts)} {what} texts for {len(names)} names: give one for each")
 
@@ -231,19 +240,24 @@ class Labels:
         return {**offsets, **data}
 
     @classmethod
-    def read(cls, folder: Path, nbytes: int, rows: Mapping[str, int] | None = None) -> Labels:
+    def read(
+        cls, folder: Path, nbytes: int, rows: Mapping[str, int] | None = None, sha256: str | None = None
+    ) -> Labels:
         """Read and check labels.safetensors.
 
         Args:
             folder: The checkpoint's folder.
             nbytes: The size that the file must have.
             rows: How many names there must be per table ("entity", "relation"), where that is known.
+            sha256: Compare the file with this first, unless None.
 
         Raises:
             CheckpointError: If anything in the file is not as docs/format.md says.
         """
         path = folder / LABELS
         with SafeFile(folder, LABELS, nbytes) as file:
+            if sha256 is not None:
+                file.check_sha256(sha256)
             names = {name.rpartition(".")[0] for name in file.entries}
             wanted = {f"{name}.{part}" for name in names for part in ("bytes", "offsets")}
             types = {"bytes": torch.uint8, "offsets": torch.int64}
@@ -283,9 +297,15 @@ def _table(strings: Iterable[str]) -> StringTable:
     return strings if isinstance(strings, StringTable) else StringTable.of(strings)
 
 
-def closest(text: str, names: Sequence[str], count: int = 3) -> list[str]:
-    """Return the names most like ``text``, the closest first; upper and lower case count as the same."""
-    folded: dict[str, str] = {}
-    for name in names:
-        folded.setdefault(name.casefold(), name)
-    return [folded[match] for match in difflib.get_close_matches(text.casefold(), list(folded), count, 0.5)]
+def closest(text: str, names: Iterable[str], count: int = 3) -> list[str]:
+    """Return the names most like ``text``, the closest first; upper and lower case count as the same.
+
+    Only the thousand names that share most pairs of neighbouring characters with ``text`` are compared in
+    full: comparing millions would take minutes.
+    """
+    wanted = text.casefold()
+    pairs = {wanted[i : i + 2] for i in range(len(wanted) - 1)} or {wanted}
+    folded = ((name.casefold(), name) for name in names)
+    shared = ((sum(pair in key for pair in pairs) - abs(len(key) - len(wanted)), key, n) for key, n in folded)
+    candidates = {key: name for _, key, name in heapq.nlargest(1000, shared)}
+    return [candidates[match] for match in difflib.get_close_matches(wanted, candidates, count, 0.5)]

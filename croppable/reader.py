@@ -87,7 +87,8 @@ def load_folder(
     small = _skeleton(folder / CONFIG, manifest, size, _kind(folder / CONFIG, manifest, model_class))
     labels = None
     if LABELS in manifest.files:
-        labels = Labels.read(folder, manifest.files[LABELS][0], rows_of(manifest.model))
+        nbytes, sha256 = manifest.files[LABELS]
+        labels = Labels.read(folder, nbytes, rows_of(manifest.model), sha256 if verify else None)
     with ExitStack() as stack:
         files = {n: stack.enter_context(_open(folder, n, manifest)) for n in manifest.files_for(size)}
         if verify:
