@@ -1,0 +1,1 @@
+"""Croppable text encoders: stock Hugging Face models of which any width is a plain model."""

@@ -34,7 +34,8 @@ __all__ = [
 
 P = TypeVar("P", bound=PreTrainedModel)
 
-WIDTHS = ("hidden_size", "intermediate_size", "embedding_size")  # every width that follows the heads
+# Every width that follows the heads, where a config has it.
+WIDTHS = ("hidden_size", "intermediate_size", "embedding_size", "pooler_hidden_size")
 REQUIRED = ("hidden_size", "num_attention_heads", "intermediate_size")
 
 
@@ -47,7 +48,7 @@ def resized_config(config: PreTrainedConfig, heads: int) -> PreTrainedConfig:
         heads: Attention heads of the smaller model.
 
     Returns:
-        A new config. Its ``croppable`` entry, if any, keeps the sizes up to ``heads``.
+        A new config. Its ``croppable`` entry, if any, keeps the sizes below ``heads``.
 
     Raises:
         ValueError: If the head size does not divide the hidden size, or a width is not a whole number at
@@ -71,8 +72,8 @@ def resized_config(config: PreTrainedConfig, heads: int) -> PreTrainedConfig:
     for name, value in changes.items():
         setattr(small, name, value)
     if getattr(config, "croppable", None):
-        kept = [size for size in config.croppable["sizes"] if size <= heads]
-        small.croppable = {**config.croppable, "sizes": kept or [heads]}
+        kept = [size for size in trained_sizes(config) if size < heads]
+        small.croppable = {**config.croppable, "sizes": [*kept, heads]}
     return small
 
 
@@ -89,7 +90,7 @@ def _resized(model_class: type[P], config: PreTrainedConfig, size: int) -> P:
 
 def _adapted(model: P) -> P:
     # Instance attributes, not a subclass: the type of a crop is literally the stock class.
-    model.size = model.config.num_attention_heads  # type: ignore[assignment]
+    model.size = model.config.num_attention_heads
     model.resized = partial(_resized, type(model), model.config)  # type: ignore[assignment]
     return model
 
@@ -185,7 +186,9 @@ def with_layers(model: P, layers: Sequence[int]) -> P:
     config = copy.deepcopy(model.config)
     config.num_hidden_layers = len(kept)
     with torch.random.fork_rng(devices=[]):
-        shallow = type(model)(config).to(dtype=model.dtype, device=model.device).train(model.training)
+        shallow = type(model)(config)
+    nn.Module.to(shallow, device=model.device, dtype=model.dtype)
+    shallow.train(model.training)
     marker = ".encoder.layer."
     renamed = {str(old): str(new) for new, old in enumerate(kept)}
     tensors = {}
@@ -219,9 +222,18 @@ def load_encoder(name_or_path: str | Path, size: int | None = None, **kwargs: An
 
 
 def trained_sizes(config: PreTrainedConfig) -> tuple[int, ...]:
-    """Return the sizes a checkpoint was trained at, from the ``croppable`` entry of its config."""
+    """Return the sizes a checkpoint was trained at, from the ``croppable`` entry of its config.
+
+    Raises:
+        ValueError: If the entry is not what `save_crops` writes.
+    """
     entry = getattr(config, "croppable", None)
-    return tuple(entry["sizes"]) if entry else (config.num_attention_heads,)
+    if entry is None:
+        return (config.num_attention_heads,)
+    sizes = entry.get("sizes") if isinstance(entry, Mapping) else None
+    if not isinstance(sizes, list):
+        raise ValueError(f"config.json: 'croppable' must be an object with a list 'sizes', got {entry!r}")
+    return validate_sizes(sizes, config.num_attention_heads)
 
 
 def save_crops(
