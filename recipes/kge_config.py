@@ -1,0 +1,194 @@
+"""Flags and presets of recipes/kge.py.
+
+A preset is a function that returns a complete `Config`; flags on the command line override it. Sources of
+defaults are named in each help text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from croppable.kge.scores import SCORES
+
+
+def flag(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
+    """Declare one flag."""
+    metadata: dict[str, Any] = {"help": text}
+    if choices:
+        metadata["choices"] = list(choices)
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides a run; written to training_config.json."""
+
+    preset: str | None = flag(None, "Start from a named preset; other flags override it.")
+    # data
+    data_dir: str | None = flag(
+        None, "Folder with train, valid and test (.tsv, .txt, .csv, .parquet, also .gz)."
+    )
+    dataset_name: str | None = flag(
+        None,
+        "Hub dataset, loaded by `datasets`. Without it and without data_dir: the embedded Unicode graph.",
+    )
+    dataset_config_name: str | None = flag(None, "Configuration of the Hub dataset.")
+    column_order: str = flag("hrt", "Order of the columns: h head, r relation, t tail.")
+    # model
+    model: str = flag("complex", "Score function.", tuple(SCORES))
+    sizes: list[int] = flag([10, 20, 40, 80, 160], "Sizes in dims, ascending; the last is the full model.")
+    margin: float = flag(0.0, "Constant added to minus a distance (gamma of RotatE; 0 for products).")
+    reciprocal: bool = flag(True, "A second set of relations answers head queries (kbc: on).")
+    calibration: str = flag("none", "Learnable parameters per size.", ("none", "scale", "affine"))
+    init_scale: float | None = flag(
+        None, "Spread of the initial tables; default: kbc 1e-3, RotatE (margin+2)/dims."
+    )
+    # objective
+    objective: str = flag(
+        "med", "med; nested: plain sum over sizes (Matryoshka); separate: one training run per size.",
+        ("med", "nested", "separate"),
+    )  # fmt: skip
+    loss: str = flag("softmax", "softmax over the candidates, or binary cross-entropy.", ("bce", "softmax"))
+    mutual: float = flag(0.1, "Weight of mutual learning between neighbouring sizes; 0 is off (paper: 1).")
+    mutual_form: str = flag("kl", "Distance between neighbours.", ("huber", "huber-sigmoid", "kl"))
+    mutual_reduction: str = flag("mean", "Paper: sum, as its formula is written.", ("mean", "sum"))
+    teach_down: bool = flag(False, "Detach the larger neighbour: only the smaller one learns from the pair.")
+    w1: float = flag(
+        1.0, "Evolutionary improvement, positives or whole queries; 0 is off (paper: starts at 1)."
+    )
+    w2: float = flag(1.0, "Evolutionary improvement, negatives of bce; 0 is off (paper: starts at 1).")
+    w3: float = flag(1.0, "Dynamic loss weights exp(w3 d/D); 0 is off (paper: starts at 1).")
+    learnable_weights: bool = flag(
+        False, "Train w1, w2 and w3 (paper: yes; their loss gradient has one sign)."
+    )
+    evolution_form: str = flag(
+        "linear", "Weights softmax(w error), or exp(w1/sigma(s)) as in the paper.", ("linear", "reciprocal")
+    )
+    reduction: str = flag(
+        "mean", "Over sizes: mean keeps learning rates comparable; paper: sum.", ("mean", "sum")
+    )
+    adversarial_temperature: float = flag(0.0, "Self-adversarial negatives (RotatE: 0.5 to 1); 0 is off.")
+    distill: float = flag(0.0, "Weight of the KL from the detached largest size; 0 is off.")
+    n3: float = flag(0.01, "Weight of N3 (kbc: 5e-3 to 1e-1; ours tuned on CoDEx-S validation).")
+    n3_balanced: bool = flag(True, "N3 of a segment in proportion to the losses that reach it.")
+    # sampling
+    negatives: str = flag(
+        "all", "uniform per query, one shared pool per batch, or every entity.", ("uniform", "shared", "all")
+    )
+    num_negatives: int = flag(64, "Negatives per query, or the size of the pool (paper: 64).")
+    filter_negatives: bool = flag(False, "Never draw a known true answer as a negative (uniform only).")
+    # optimisation
+    optimizer: str = flag("adagrad", "adam is fused; kbc uses adagrad.", ("adam", "adagrad"))
+    learning_rate: float = flag(0.1, "kbc: 0.1 with adagrad; RotatE: 5e-5 to 1e-4 with adam.")
+    lr_scheduler_type: str = flag("constant", "Paper: linear decay.", ("constant", "linear"))
+    per_device_train_batch_size: int = flag(
+        512, "Queries per process and step (kbc: 100 to 1000; paper: 1024)."
+    )
+    num_train_epochs: int = flag(20, "An epoch asks each triple for its tail and for its head.")
+    max_train_steps: int = flag(0, "Stop after so many steps; 0: by epochs.")
+    max_grad_norm: float | None = flag(None, "Clip the global gradient norm.")
+    mixed_precision: str = flag("no", "bf16 pays on GPUs only.", ("no", "bf16"))
+    compile: bool = flag(False, "Compile scores and losses; pays for many sizes with sampled negatives.")
+    seed: int = flag(0, "Seed of weights, permutations and negatives.")
+    # evaluation
+    eval_split: str = flag("test", "Split of the final table.", ("valid", "test"))
+    eval_epochs: int = flag(5, "Epochs between validations; 0: only at the end.")
+    early_stopping_patience: int = flag(
+        0, "Validations without a better mean MRR over sizes before stopping; 0: off."
+    )
+    # output
+    output_dir: str = flag("runs/kge", "Where everything is written.")
+    overwrite_output_dir: bool = flag(False, "Write into a folder that holds something already.")
+    checkpointing_steps: int = flag(0, "Steps between training states; 0: none but when interrupted.")
+    checkpoints_total_limit: int = flag(2, "Training states kept, at least 2.")
+    resume_from_checkpoint: str | None = flag(None, "'latest', or a folder of training states to go on from.")
+    report_to: str = flag("none", "Tracker for Accelerate.", ("none", "tensorboard", "wandb"))
+    push_to_hub: bool = flag(False, "Upload the finished checkpoint.")
+    hub_model_id: str | None = flag(None, "Repository, name/model; needed to upload.")
+    hub_private_repo: bool = flag(False, "Make the repository private.")
+
+
+def unicode_complex_med() -> Config:
+    """The embedded graph, a few minutes on two cores."""
+    return Config(sizes=[4, 8, 16, 32, 64, 128], num_train_epochs=10, output_dir="runs/unicode")
+
+
+def codex_s_complex_med() -> Config:
+    """CoDEx-S with ComplEx; pass its folder as --data_dir."""
+    return Config(num_train_epochs=20, output_dir="runs/codex-s")
+
+
+def paper(model: str, margin: float, sizes: list[int] | None = None) -> Config:
+    """The paper's training: 64 sizes, 64 uniform negatives, bce, Adam, linear decay, learnable weights.
+
+    Learning rates and margins are not in the paper; these are RotatE's (arXiv 1902.10197, Table 13).
+    """
+    return Config(
+        model=model,
+        margin=margin,
+        sizes=sizes or list(range(10, 641, 10)),
+        reciprocal=False,
+        loss="bce",
+        mutual=1.0,
+        mutual_form="huber-sigmoid",
+        learnable_weights=True,
+        evolution_form="reciprocal",
+        reduction="sum",
+        n3=0.0,
+        negatives="uniform",
+        optimizer="adam",
+        learning_rate=5e-4,
+        lr_scheduler_type="linear",
+        per_device_train_batch_size=1024,
+        num_train_epochs=1500,
+        eval_epochs=50,
+        early_stopping_patience=5,
+        compile=True,
+    )
+
+
+def sampled(model: str, margin: float, **changes: Any) -> Config:
+    """Distances trained with self-adversarial negatives, scaled per size, at five sizes."""
+    base = paper(model, margin, [10, 20, 40, 80, 160])
+    ours = replace(
+        base,
+        mutual=0.1,
+        learnable_weights=False,
+        evolution_form="linear",
+        reduction="mean",
+        calibration="scale",
+        adversarial_temperature=1.0,
+        num_negatives=128,
+        learning_rate=2e-3,
+        per_device_train_batch_size=512,
+        num_train_epochs=40,
+        eval_epochs=10,
+        early_stopping_patience=0,
+    )
+    return replace(ours, **changes)
+
+
+PRESETS: dict[str, Callable[[], Config]] = {
+    "unicode-complex-med": unicode_complex_med,
+    "codex-s-complex-med": codex_s_complex_med,
+    "wn18rr-complex-med": lambda: Config(n3=0.05, num_train_epochs=25, output_dir="runs/wn18rr-complex"),
+    "fb15k-237-complex-med": lambda: Config(
+        n3=0.03, num_train_epochs=25, output_dir="runs/fb15k-237-complex"
+    ),
+    "wn18rr-rotate-med": lambda: sampled("rotate", 6.0, output_dir="runs/wn18rr-rotate"),
+    "fb15k-237-rotate-med": lambda: sampled("rotate", 9.0, output_dir="runs/fb15k-237-rotate"),
+    "wn18rr-transe-med": lambda: sampled("transe-l1", 6.0, output_dir="runs/wn18rr-transe"),
+    "fb15k-237-transe-med": lambda: sampled("transe-l1", 9.0, output_dir="runs/fb15k-237-transe"),
+    "wn18rr-rotate-paper": lambda: paper("rotate", 6.0),
+    "fb15k-237-rotate-paper": lambda: paper("rotate", 9.0),
+    "wn18rr-transe-paper": lambda: paper("transe-l1", 6.0),
+    "fb15k-237-transe-paper": lambda: paper("transe-l1", 9.0),
+    "wn18rr-simple-paper": lambda: paper("simple", 0.0),
+    "fb15k-237-simple-paper": lambda: paper("simple", 0.0),
+    "wn18rr-pairre-paper": lambda: paper("pairre", 6.0, [10, 20, 40, 80, 160, 320, 640]),
+    "fb15k-237-pairre-paper": lambda: paper("pairre", 6.0, [10, 20, 40, 80, 160, 320, 640]),
+}
