@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,29 @@ from torch import Tensor
 from croppable.kge.known import SIDES
 from croppable.kge.ranking import Ranks
 
-__all__ = ["METRICS", "mean_mrr", "metrics_rows", "read_metrics", "write_metrics"]
+__all__ = ["METRICS", "mean_mrr", "metrics_rows", "rank_metrics", "write_metrics"]
 
-METRICS = ("mrr", "hits@1", "hits@3", "hits@10", "mean_rank")
-_TIES = ("realistic", "optimistic", "pessimistic")
+
+def _hits(ranks: Tensor, k: int) -> Tensor:
+    return (ranks <= k).double()
+
+
+# What each metric is the mean of (Bordes et al., NIPS 2013, section 4.2; MRR: the mean reciprocal rank).
+METRICS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mrr": torch.reciprocal,
+    "hits@1": partial(_hits, k=1),
+    "hits@3": partial(_hits, k=3),
+    "hits@10": partial(_hits, k=10),
+    "mean_rank": torch.Tensor.double,
+}
+TIES = ("realistic", "optimistic", "pessimistic")
 
 Row = dict[str, Any]
 
 
 def rank_metrics(ranks: Tensor) -> dict[str, Tensor]:
-    """Return every metric of `METRICS` over the last axis of float ranks [..., N] -> [...].
-
-    MRR = mean(1 / rank); Hits@k = share of ranks <= k (Bordes et al., 2013). The last axis must not be empty.
-    """
-    hits = {f"hits@{k}": (ranks <= k).double().mean(-1) for k in (1, 3, 10)}
-    return {"mrr": ranks.reciprocal().mean(-1), **hits, "mean_rank": ranks.mean(-1)}
+    """Return every metric of float ranks ``[..., N]``, the mean over the last axis, as ``[...]``."""
+    return {name: value(ranks).mean(-1) for name, value in METRICS.items()}
 
 
 def mean_mrr(ranks: Ranks) -> float:
@@ -68,60 +77,55 @@ def metrics_rows(
         num_entities, entity_set ("all": every entity is a candidate) and unseen_entities ("kept": triples
         with entities that training never saw are ranked like any other).
     """
-    common: Row = {
-        "dataset": dataset,
-        "split": split,
-        "num_entities": ranks.num_entities,
-        "entity_set": "all",
-    }
-    common |= {"unseen_entities": "kept", **(extra or {})}
-    everything = torch.ones(len(ranks.triples), dtype=torch.bool)
-    both, sides = (SIDES,), (SIDES, *((side,) for side in SIDES))
+    common: Row = {"dataset": dataset, "split": split, "num_entities": ranks.num_entities}
+    common |= {"entity_set": "all", "unseen_entities": "kept", **(extra or {})}
+    relation_T = ranks.triples[:, 1]
     rows: list[Row] = []
-    for ties in _TIES:
-        overall = {**common, "relation": None, "category": None, "ties": ties}
-        rows += _rows(ranks.sizes, ranks.by_ties(ties), everything, sides, overall)
+    for ties in TIES:
+        labels = [{"relation": None, "category": None, "ties": ties}]
+        rows += _rows(ranks, ranks.by_ties(ties), torch.zeros_like(relation_T), labels, common)
     realistic_SKT = ranks.by_ties("realistic")
-    common["ties"] = "realistic"
-    relation_ids = ranks.triples[:, 1]
-    for category in sorted(set(categories or ())):
-        members = torch.tensor([i for i, c in enumerate(categories or ()) if c == category])
-        chosen = torch.isin(relation_ids, members)
-        sliced = {**common, "relation": None, "category": category}
-        rows += _rows(ranks.sizes, realistic_SKT, chosen, sides, sliced)
-    for i, name in enumerate(relations or ()):
-        own = categories[i] if categories is not None else None
-        where = {**common, "relation": name, "category": own}
-        rows += _rows(ranks.sizes, realistic_SKT, relation_ids == i, both, where)
+    if categories is not None:
+        names = sorted(set(categories))
+        group_R = torch.tensor([names.index(category) for category in categories])
+        labels = [{"relation": None, "category": name, "ties": "realistic"} for name in names]
+        rows += _rows(ranks, realistic_SKT, group_R[relation_T], labels, common)
+    if relations is not None:
+        own = categories if categories is not None else [None] * len(relations)
+        labels = [
+            {"relation": name, "category": category, "ties": "realistic"}
+            for name, category in zip(relations, own, strict=True)
+        ]
+        rows += _rows(ranks, realistic_SKT, relation_T, labels, common, sides=("both",))
     return rows
 
 
 def _rows(
-    sizes: Sequence[int], ranks_SKT: Tensor, chosen: Tensor, sides: Sequence[Sequence[str]], common: Row
+    ranks: Ranks,
+    ranks_SKT: Tensor,
+    group_T: Tensor,
+    labels: Sequence[Row],
+    common: Row,
+    sides: Sequence[str] = ("both", *SIDES),
 ) -> list[Row]:
-    """Return the rows of the chosen triples [T]; none if there are none."""
-    count = int(chosen.sum())
-    if count == 0:
-        return []
-    chosen_SKT = ranks_SKT[:, :, chosen]
-    rows: list[Row] = []
-    for names in sides:
-        picked_SKT = chosen_SKT[[SIDES.index(name) for name in names]]
-        values = rank_metrics(picked_SKT.transpose(0, 1).flatten(1))
-        label = "both" if len(names) > 1 else names[0]
-        rows += [
-            {
-                "size": size,
-                "metric": metric,
-                "value": value,
-                "side": label,
-                "num_triples": count,
-                **common,
-            }
-            for metric, value_K in values.items()
-            for size, value in zip(sizes, value_K.tolist(), strict=True)
-        ]
-    return rows
+    """Return the rows of every group of triples that has any; ``labels`` are the groups' own columns."""
+    count_G = torch.bincount(group_T, minlength=len(labels))
+    columns: dict[tuple[str, str], list[list[float]]] = {}
+    for metric, value in METRICS.items():
+        value_SKT = value(ranks_SKT)
+        sum_SKG = value_SKT.new_zeros(*value_SKT.shape[:2], len(labels)).index_add(2, group_T, value_SKT)
+        mean_SKG = sum_SKG / count_G  # a group without triples gives NaN and no row
+        for side in sides:
+            chosen_KG = mean_SKG.mean(0) if side == "both" else mean_SKG[SIDES.index(side)]
+            columns[metric, side] = chosen_KG.tolist()
+    return [
+        {"size": size, "metric": metric, "value": value_KG[k][g], "side": side, **label, **common}
+        | {"num_triples": count}
+        for g, (label, count) in enumerate(zip(labels, count_G.tolist(), strict=True))
+        if count
+        for (metric, side), value_KG in columns.items()
+        for k, size in enumerate(ranks.sizes)
+    ]
 
 
 def write_metrics(path: str | Path, rows: Sequence[Row]) -> None:
@@ -138,15 +142,3 @@ def write_metrics(path: str | Path, rows: Sequence[Row]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def read_metrics(path: str | Path) -> list[Row]:
-    """Read the rows that `write_metrics` wrote.
-
-    Raises:
-        ValueError: If the file does not hold a JSON list of objects.
-    """
-    rows = json.loads(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{path} must hold a JSON list of rows as write_metrics writes them")
-    return rows
