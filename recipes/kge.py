@@ -182,7 +182,14 @@ def training_batches(
     epoch = start // sampling.steps_per_epoch(len(train), size, world)
     while True:
         for batch in sampling.batches(
-            train, size, config.seed, epoch, accelerator.process_index, world, start_step=start
+            train,
+            size,
+            config.seed,
+            epoch,
+            accelerator.process_index,
+            world,
+            start_step=start,
+            mixed=config.reciprocal and not config.filter_negatives,
         ):
             yield {
                 "anchor": batch.anchor,

@@ -139,7 +139,7 @@ class KGEModel(nn.Module):
             self.offset.zero_()
 
     def forward(
-        self, anchor: Tensor, relation: Tensor, candidates: Tensor | None = None, side: Side = "tail"
+        self, anchor: Tensor, relation: Tensor, candidates: Tensor | None = None, side: Side | Tensor = "tail"
     ) -> Tensor:
         """Score candidates for queries at the full size.
 
@@ -147,7 +147,8 @@ class KGEModel(nn.Module):
             anchor: Ids of the known entities, ``[B]``: heads for side "tail", tails for side "head".
             relation: Ids of the relations, ``[B]``, always below ``num_relations``.
             candidates: Ids ``[B, N]``, or ``[C]`` shared by all queries, or None for every entity.
-            side: The side that is asked for.
+            side: The side that is asked for. A reciprocal model also takes a bool tensor ``[B]``: which
+                queries ask for their head.
 
         Returns:
             Scores ``[B, N]``, ``[B, C]`` or ``[B, num_entities]``; higher is truer.
@@ -160,7 +161,7 @@ class KGEModel(nn.Module):
         anchor: Tensor,
         relation: Tensor,
         candidates: Tensor | None = None,
-        side: Side = "tail",
+        side: Side | Tensor = "tail",
     ) -> Tensor:
         """Score candidates at ``sizes``, a subset of the model's; arguments as in `forward`.
 
@@ -175,12 +176,21 @@ class KGEModel(nn.Module):
         anchor: Tensor,
         relation: Tensor,
         candidates: Tensor | None,
-        side: Side,
+        side: Side | Tensor,
         size: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the rows of anchors, relations and candidates up to ``size`` dims (all if omitted)."""
-        if self.reciprocal and side == "head":
-            relation = relation + self.num_relations
+        """Return the rows of anchors, relations and candidates up to ``size`` dims (all if omitted).
+
+        Raises:
+            ValueError: If a model that is not reciprocal gets queries of both sides.
+        """
+        if self.reciprocal:
+            relation = relation + self.num_relations * (side == "head" if isinstance(side, str) else side)
+        elif not isinstance(side, str):
+            raise ValueError(
+                "queries of both sides in one batch need a reciprocal model: ask for one side at a time, "
+                "or build the model with reciprocal=True"
+            )
         rows = (
             _rows(self.entity, anchor),
             _rows(self.relation, relation),
@@ -198,10 +208,10 @@ class KGEModel(nn.Module):
         relation_rows: Tensor,
         candidate_rows: Tensor,
         *,
-        side: Side,
+        side: Side | Tensor,
     ) -> Tensor:
         """Score rows from `lookup` at ``sizes``, ``[K, B, N]``; separate so that it can be compiled alone."""
-        form: Side = "tail" if self.reciprocal else side
+        form: Side = side if isinstance(side, str) and not self.reciprocal else "tail"
         raw = prefix_scores(self.function, sizes, anchor_rows, relation_rows, candidate_rows, form)
         if self.calibration == "none":
             return raw + self.margin if self.margin else raw

@@ -81,7 +81,7 @@ class LinkPrediction(nn.Module):
         relation: Tensor,
         target: Tensor,
         negatives: Tensor | None = None,
-        side: Side = "tail",
+        side: Side | Tensor = "tail",
     ) -> dict[str, Tensor]:
         """Compute the losses of a batch.
 
@@ -90,7 +90,7 @@ class LinkPrediction(nn.Module):
             relation: Ids of the relations, ``[B]``.
             target: Ids of the answers, ``[B]``.
             negatives: Ids ``[B, N]`` per query, ``[C]`` shared by all queries, or None: every entity.
-            side: The side that is asked for.
+            side: The side that is asked for; reciprocal models also take a bool tensor, see `KGEModel`.
 
         Returns:
             Scalars: "loss" and its parts.
@@ -111,7 +111,7 @@ class LinkPrediction(nn.Module):
         target: Tensor,
         shared: Tensor | None,
         against_all: bool,
-        side: Side,
+        side: Side | Tensor,
     ) -> dict[str, Tensor]:
         sizes = self.nested.sizes
         scores = self.model.score_rows(sizes, anchor, relation, candidates, side=side)

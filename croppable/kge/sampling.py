@@ -37,14 +37,15 @@ class Batch:
         anchor: ``[B]`` long: heads where the side is "tail", tails where it is "head".
         relation: ``[B]`` long.
         target: ``[B]`` long, the true answer.
-        side: What is asked for, "tail" or "head".
+        side: What is asked for, "tail" or "head"; in a batch of both, a bool tensor ``[B]``: which ask for
+            the head.
         step: The global step, counted over epochs from 0.
     """
 
     anchor: Tensor
     relation: Tensor
     target: Tensor
-    side: str
+    side: str | Tensor
     step: int
 
 
@@ -103,6 +104,8 @@ def batches(
     rank: int = 0,
     world: int = 1,
     start_step: int = 0,
+    *,
+    mixed: bool = False,
 ) -> Iterator[Batch]:
     """Yield one epoch: every triple asked once for its tail and once for its head.
 
@@ -117,6 +120,8 @@ def batches(
         epoch: Counted from 0.
         rank: This process.
         world: How many processes there are; each takes a contiguous share of every global batch.
+        mixed: Permute the queries of both sides together, for reciprocal models, which can score such a
+            batch: its gradient then speaks for both sides.
         start_step: Leave out the global steps before this one; nothing is yielded for an epoch that ends
             before it.
 
@@ -126,11 +131,16 @@ def batches(
     rows = _rows_per_step(len(triples), batch_size, world)
     if not 0 <= rank < world:
         raise ValueError(f"rank must be 0 to {world - 1} with world {world}, got {rank}")
+    if epoch < 0:
+        raise ValueError(f"epoch must be at least 0, got {epoch}")
     per_epoch = steps_per_epoch(len(triples), batch_size, world)
     first = epoch * per_epoch
     if start_step >= first + per_epoch:
         return
     generator = step_generator(seed, epoch, -1)
+    if mixed:
+        yield from _mixed(triples, rows, rank, world, first, start_step, generator)
+        return
     permutations = {side: torch.randperm(len(triples), generator=generator) for side in SIDES}
     sides = [SIDES[place % 2] for place in torch.randperm(per_epoch, generator=generator).tolist()]
     done = dict.fromkeys(SIDES, 0)
@@ -144,6 +154,30 @@ def batches(
         head, relation, tail = triples[permutations[side][places].to(triples.device)].unbind(1)
         anchor, target = (head, tail) if side == "tail" else (tail, head)
         yield Batch(anchor, relation, target, side, step)
+
+
+def _mixed(
+    triples: Tensor, rows: int, rank: int, world: int, first: int, start_step: int, generator: torch.Generator
+) -> Iterator[Batch]:
+    """Yield an epoch of batches that ask for both sides, as `batches` does."""
+    total = 2 * len(triples)
+    permutation = torch.randperm(total, generator=generator)
+    share = rows // world
+    for i in range(2 * -(-len(triples) // rows)):
+        if first + i < start_step:
+            continue
+        begin = i * rows + rank * share
+        query = permutation[torch.arange(begin, begin + share) % total].to(triples.device)
+        asks_head = query >= len(triples)
+        head, relation, tail = triples[query % len(triples)].unbind(1)
+        anchor, target = torch.where(asks_head, tail, head), torch.where(asks_head, head, tail)
+        yield Batch(anchor, relation, target, asks_head, first + i)
+
+
+def _one_side(batch: Batch) -> str:
+    if isinstance(batch.side, str):
+        return batch.side
+    raise ValueError("known answers are looked up for one side at a time: draw batches with mixed=False")
 
 
 def _draw(high: int, shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
@@ -183,7 +217,7 @@ def filtered_negatives(
     Raises:
         ValueError: If every entity is a known answer of some query; the query is named.
     """
-    free = known.num_entities - known.counts(batch.anchor, batch.relation, batch.side)
+    free = known.num_entities - known.counts(batch.anchor, batch.relation, _one_side(batch))
     if (free < 1).any():
         row = int((free < 1).nonzero()[0, 0])
         raise ValueError(
@@ -194,7 +228,7 @@ def filtered_negatives(
     shape = (len(batch.anchor), num_negatives)
     # 2**63 is so much larger than any number of entities that the remainder is uniform to 1e-10.
     ranks = _draw(2**63 - 1, shape, generator, batch.anchor.device) % free[:, None]
-    return known.unknown(batch.anchor, batch.relation, batch.side, ranks)
+    return known.unknown(batch.anchor, batch.relation, _one_side(batch), ranks)
 
 
 def shared_negatives(num_negatives: int, num_entities: int, generator: torch.Generator) -> Tensor:
@@ -222,7 +256,7 @@ def known_mask(batch: Batch, pool: Tensor, known: KnownTriples) -> Tensor:
     distinct, inverse = pool.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     column = torch.full((known.num_entities,), -1, device=pool.device)
     column[distinct] = torch.arange(len(distinct), device=pool.device)
-    rows, entities = known.targets(batch.anchor, batch.relation, batch.side)
+    rows, entities = known.targets(batch.anchor, batch.relation, _one_side(batch))
     columns = column[entities]
     mask = torch.zeros(len(batch.anchor), len(distinct), dtype=torch.bool, device=pool.device)
     mask[rows[columns >= 0], columns[columns >= 0]] = True
