@@ -32,7 +32,7 @@ def flops_per_sequence(model: PreTrainedModel, length: int) -> int:
     small = skeleton(model, model.size)  # type: ignore[arg-type]
     small.train(False)
     small.set_attn_implementation("eager")  # fused kernels are not counted on every device
-        with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         small(input_ids=torch.zeros(1, length, dtype=torch.long, device="meta"))
     return int(counter.get_total_flops())
 
