@@ -174,10 +174,14 @@ def _mixed(
         yield Batch(anchor, relation, target, asks_head, first + i)
 
 
-def _one_side(batch: Batch) -> str:
+def _by_side(batch: Batch) -> Iterator[tuple[Tensor, str]]:
+    """Yield the rows of each side that the batch has, and the side."""
+    everything = torch.arange(len(batch.anchor), device=batch.anchor.device)
     if isinstance(batch.side, str):
-        return batch.side
-    raise ValueError("known answers are looked up for one side at a time: draw batches with mixed=False")
+        yield everything, batch.side
+        return
+    for side, asked in (("tail", ~batch.side), ("head", batch.side)):
+        yield everything[asked], side
 
 
 def _draw(high: int, shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
@@ -217,18 +221,20 @@ def filtered_negatives(
     Raises:
         ValueError: If every entity is a known answer of some query; the query is named.
     """
-    free = known.num_entities - known.counts(batch.anchor, batch.relation, _one_side(batch))
-    if (free < 1).any():
-        row = int((free < 1).nonzero()[0, 0])
-        raise ValueError(
-            f"the query anchor={int(batch.anchor[row])}, relation={int(batch.relation[row])}, "
-            f"side={batch.side!r} has all {known.num_entities} entities as known answers, so it has no "
-            f"filtered negative: use uniform negatives, or leave that relation out"
-        )
-    shape = (len(batch.anchor), num_negatives)
     # 2**63 is so much larger than any number of entities that the remainder is uniform to 1e-10.
-    ranks = _draw(2**63 - 1, shape, generator, batch.anchor.device) % free[:, None]
-    return known.unknown(batch.anchor, batch.relation, _one_side(batch), ranks)
+    negatives = _draw(2**63 - 1, (len(batch.anchor), num_negatives), generator, batch.anchor.device)
+    for rows, side in _by_side(batch):
+        anchor, relation = batch.anchor[rows], batch.relation[rows]
+        free = known.num_entities - known.counts(anchor, relation, side)
+        if (free < 1).any():
+            row = int((free < 1).nonzero()[0, 0])
+            raise ValueError(
+                f"the query anchor={int(anchor[row])}, relation={int(relation[row])}, side={side!r} has all "
+                f"{known.num_entities} entities as known answers, so it has no filtered negative: use "
+                f"uniform negatives, or leave that relation out"
+            )
+        negatives[rows] = known.unknown(anchor, relation, side, negatives[rows] % free[:, None])
+    return negatives
 
 
 def shared_negatives(num_negatives: int, num_entities: int, generator: torch.Generator) -> Tensor:
@@ -256,8 +262,9 @@ def known_mask(batch: Batch, pool: Tensor, known: KnownTriples) -> Tensor:
     distinct, inverse = pool.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     column = torch.full((known.num_entities,), -1, device=pool.device)
     column[distinct] = torch.arange(len(distinct), device=pool.device)
-    rows, entities = known.targets(batch.anchor, batch.relation, _one_side(batch))
-    columns = column[entities]
     mask = torch.zeros(len(batch.anchor), len(distinct), dtype=torch.bool, device=pool.device)
-    mask[rows[columns >= 0], columns[columns >= 0]] = True
+    for rows, side in _by_side(batch):
+        places, entities = known.targets(batch.anchor[rows], batch.relation[rows], side)
+        columns = column[entities]
+        mask[rows[places[columns >= 0]], columns[columns >= 0]] = True
     return mask[:, inverse]

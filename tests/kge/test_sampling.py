@@ -1,6 +1,7 @@
 """Batches: every query, exactly resumable, exactly shared. Negatives: uniform, or filtered and still so."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -30,19 +31,20 @@ def numbered(count):
 def rows(batch):
     """The batch as (side, place of the triple), checking that the slots are where they belong."""
     place = batch.relation - 1000
-    first, second = (0, 2000) if batch.side == "tail" else (2000, 0)
-    assert torch.equal(batch.anchor, place + first)
-    assert torch.equal(batch.target, place + second)
-    return [(batch.side, p) for p in place.tolist()]
+    head = torch.full_like(place, batch.side == "head") if isinstance(batch.side, str) else batch.side
+    assert torch.equal(batch.anchor, place + 2000 * head)
+    assert torch.equal(batch.target, place + 2000 * (1 - head.long()))
+    return [(SIDES[h], p) for h, p in zip(head.tolist(), place.tolist(), strict=True)]
 
 
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 12), st.integers(1, 4))
 
 
-@given(sizes, st.integers(0, 3))
-def test_an_epoch_asks_every_query_with_equal_batches(size, epoch):
+@given(sizes, st.integers(0, 3), st.booleans())
+def test_an_epoch_asks_every_query_with_equal_batches(size, epoch, mixed):
     count, batch_size, world = size
-    epochs = [list(batches(numbered(count), batch_size, 7, epoch, rank, world)) for rank in range(world)]
+    triples = numbered(count)
+    epochs = [list(batches(triples, batch_size, 7, epoch, rank, world, mixed=mixed)) for rank in range(world)]
     steps = steps_per_epoch(count, batch_size, world)
     asked = Counter()
     for rank_batches in epochs:
@@ -51,24 +53,27 @@ def test_an_epoch_asks_every_query_with_equal_batches(size, epoch):
         for batch in rank_batches:
             asked.update(rows(batch))
     assert set(asked) == {(side, place) for side in SIDES for place in range(count)}
-    # Only the last batch of a side is filled up, so the surplus is less than one global batch.
+    # Only the last batch of a side is filled up, so the surplus of a side is less than one global batch.
+    assert asked.total() - 2 * count < 2 * batch_size * world
+    if mixed:
+        return
     for side in SIDES:
         assert sum(n for (s, _), n in asked.items() if s == side) - count < batch_size * world
         assert [batch.side for batch in epochs[0]].count(side) == steps // 2
 
 
-@given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 4))
-def test_processes_share_what_one_process_with_the_larger_batch_sees(extra, batch_size, world):
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 4), st.booleans())
+def test_processes_share_what_one_process_with_the_larger_batch_sees(extra, batch_size, world, mixed):
     triples = numbered(batch_size * world + extra)
-    whole = batches(triples, batch_size * world, 3, 1)
-    shares = zip(*(batches(triples, batch_size, 3, 1, rank, world) for rank in range(world)), strict=True)
-    for one, parts in zip(whole, shares, strict=True):
+    whole = batches(triples, batch_size * world, 3, 1, mixed=mixed)
+    ranks = (batches(triples, batch_size, 3, 1, rank, world, mixed=mixed) for rank in range(world))
+    for one, *parts in zip(whole, *ranks, strict=True):
         assert [row for part in parts for row in rows(part)] == rows(one)
-        assert {part.side for part in parts} == {one.side}
+        assert mixed or {part.side for part in parts} == {one.side}
 
 
-@given(sizes, st.data())
-def test_a_run_may_start_at_any_step(size, data):
+@given(sizes, st.booleans(), st.data())
+def test_a_run_may_start_at_any_step(size, mixed, data):
     count, batch_size, world = size
     steps = steps_per_epoch(count, batch_size, world)
     start = data.draw(st.integers(0, 3 * steps))
@@ -77,7 +82,9 @@ def test_a_run_may_start_at_any_step(size, data):
         return [
             (batch.step, rows(batch))
             for epoch in range(3)
-            for batch in batches(numbered(count), batch_size, 5, epoch, world - 1, world, start_step)
+            for batch in batches(
+                numbered(count), batch_size, 5, epoch, world - 1, world, start_step, mixed=mixed
+            )
         ]
 
     assert run(start) == run(0)[start:]
@@ -148,7 +155,15 @@ KNOWN = KnownTriples(TRIPLES, ENTITIES, 3)
 
 def batch_of(side, count=40):
     head, relation, tail = TRIPLES[:count].unbind(1)
+    if side == "mixed":
+        asks_head = torch.arange(count) % 3 == 0
+        anchor, target = torch.where(asks_head, tail, head), torch.where(asks_head, head, tail)
+        return Batch(anchor, relation, target, asks_head, 0)
     return Batch(*((head, relation, tail) if side == "tail" else (tail, relation, head)), side, 0)
+
+
+def side_of(batch, row):
+    return batch.side if isinstance(batch.side, str) else SIDES[batch.side[row]]
 
 
 def test_uniform_negatives_are_uniform_over_all_entities():
@@ -160,14 +175,16 @@ def test_uniform_negatives_are_uniform_over_all_entities():
     assert square < 85  # the 99.9% point of chi-square with 49 degrees of freedom
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", [*SIDES, "mixed"])
 def test_filtered_negatives_are_never_known_and_uniform_over_the_rest(side):
     batch = batch_of(side)
     drawn = filtered_negatives(batch, 20_000, KNOWN, step_generator(0, 0))
     assert drawn.shape == (40, 20_000)
     for row, negatives in enumerate(drawn):
         counts = torch.bincount(negatives, minlength=ENTITIES)
-        _, answers = KNOWN.targets(batch.anchor[row : row + 1], batch.relation[row : row + 1], side)
+        _, answers = KNOWN.targets(
+            batch.anchor[row : row + 1], batch.relation[row : row + 1], side_of(batch, row)
+        )
         free = [entity for entity in range(ENTITIES) if entity not in answers.tolist()]
         assert counts[answers].sum() == 0
         expected = 20_000 / len(free)
@@ -185,10 +202,10 @@ def test_filtered_negatives_with_one_entity_left():
 def test_filtered_negatives_without_an_entity_left_name_the_query():
     known = KnownTriples(torch.tensor([[1, 0, 0], [1, 0, 1], [1, 0, 2], [0, 0, 1]]), 3, 1)
     batch = Batch(torch.tensor([0, 1]), torch.tensor([0, 0]), torch.tensor([1, 0]), "tail", 0)
-    with pytest.raises(
-        ValueError, match=r"anchor=1, relation=0, side='tail' has all 3 entities .* uniform negatives"
-    ):
-        filtered_negatives(batch, 2, known, step_generator(0, 0))
+    message = r"anchor=1, relation=0, side='tail' has all 3 entities .* use uniform negatives"
+    for side in ("tail", torch.tensor([True, False])):
+        with pytest.raises(ValueError, match=message):
+            filtered_negatives(replace(batch, side=side), 2, known, step_generator(0, 0))
 
 
 @given(st.integers(2, 12), st.integers(0, 200))
@@ -209,7 +226,7 @@ def test_filtered_negatives_reach_every_free_entity(num_entities, seed):
         assert len(drawn[row].unique()) == free[row]
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", [*SIDES, "mixed"])
 def test_a_shared_pool_and_its_mask(side):
     batch = batch_of(side)
     pool = shared_negatives(80, ENTITIES, step_generator(1, 0))
@@ -219,7 +236,8 @@ def test_a_shared_pool_and_its_mask(side):
     for row in range(len(batch.anchor)):
         for column, entity in enumerate(pool.tolist()):
             anchor, relation = int(batch.anchor[row]), int(batch.relation[row])
-            triple = (anchor, relation, entity) if side == "tail" else (entity, relation, anchor)
+            asks_tail = side_of(batch, row) == "tail"
+            triple = (anchor, relation, entity) if asks_tail else (entity, relation, anchor)
             assert bool(mask[row, column]) == bool(KNOWN.contains(torch.tensor(triple)))
 
 
