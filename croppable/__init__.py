@@ -1,8 +1,21 @@
-"""Train once, crop anywhere."""
+"""Train once, crop anywhere: models whose smaller versions are leading corners of their tensors."""
 
+from croppable.checks import CroppableError, check_croppable
 from croppable.core import Croppable, Nested, corner, crop
+from croppable.med import MED
 from croppable.reader import load
 from croppable.safe import CheckpointError
 from croppable.writer import save
 
-__all__ = ["CheckpointError", "Croppable", "Nested", "corner", "crop", "load", "save"]
+__all__ = [
+    "MED",
+    "CheckpointError",
+    "Croppable",
+    "CroppableError",
+    "Nested",
+    "check_croppable",
+    "corner",
+    "crop",
+    "load",
+    "save",
+]
