@@ -158,6 +158,14 @@ def test_line_ends_blank_lines_and_byte_order_marks(tmp_path, ending, mark):
     assert named(read_graph(tmp_path))["train"] == [("a", "r", "b"), ("b", "r", "c")]
 
 
+@pytest.mark.parametrize(("extension", "separator"), [(".tsv", "\t"), (".csv", ",")])
+def test_a_header_behind_blank_lines(tmp_path, extension, separator):
+    for split in SPLITS:
+        lines = ["", "", separator.join(("tail", "relation", "head")), "", separator.join("abc")]
+        (tmp_path / f"{split}{extension}").write_text("\n".join(lines))
+    assert named(read_graph(tmp_path))["train"] == [("c", "b", "a")]
+
+
 def test_txt_without_tabs_is_cut_at_spaces(tmp_path):
     for split in SPLITS:
         (tmp_path / f"{split}.txt").write_text("a r b\nb r c\n")
