@@ -76,19 +76,28 @@ def metrics_rows(
         Rows with the keys size, dataset, split, metric, value, side, relation, category, ties, num_triples,
         num_entities, entity_set ("all": every entity is a candidate) and unseen_entities ("kept": triples
         with entities that training never saw are ranked like any other).
+
+    Raises:
+        ValueError: If there are fewer names or categories than relations in the triples.
     """
     common: Row = {"dataset": dataset, "split": split, "num_entities": ranks.num_entities}
     common |= {"entity_set": "all", "unseen_entities": "kept", **(extra or {})}
     relation_T = ranks.triples[:, 1]
+    for what, names in (("relations", relations), ("categories", categories)):
+        if names is not None and len(names) <= int(relation_T.max()):
+            raise ValueError(
+                f"{what} must have an entry for every relation id up to {int(relation_T.max())}, "
+                f"got {len(names)} of them"
+            )
     rows: list[Row] = []
     for ties in TIES:
         labels = [{"relation": None, "category": None, "ties": ties}]
         rows += _rows(ranks, ranks.by_ties(ties), torch.zeros_like(relation_T), labels, common)
     realistic_SKT = ranks.by_ties("realistic")
     if categories is not None:
-        names = sorted(set(categories))
-        group_R = torch.tensor([names.index(category) for category in categories])
-        labels = [{"relation": None, "category": name, "ties": "realistic"} for name in names]
+        kinds = sorted(set(categories))
+        group_R = torch.tensor([kinds.index(category) for category in categories])
+        labels = [{"relation": None, "category": kind, "ties": "realistic"} for kind in kinds]
         rows += _rows(ranks, realistic_SKT, group_R[relation_T], labels, common)
     if relations is not None:
         own = categories if categories is not None else [None] * len(relations)

@@ -94,7 +94,7 @@ def rank_triples(
     8 * W * candidate_chunk + 4 * (W + 5 K) * batch_size bytes, and the known answers of batch_size queries.
 
     Args:
-        model: A `KGEModel`, or any croppable module with ``num_entities``, ``sizes`` and its forward.
+        model: A `KGEModel`, or any croppable module with its forward and counts.
         triples: The triples to rank [T, 3], integers, (head, relation, tail).
         known: All true triples, those of train, valid and test, on the CPU: the filter.
         sizes: Ascending sizes to rank at; default ``model.sizes``.
@@ -110,7 +110,7 @@ def rank_triples(
     """
     num_entities = int(model.num_entities)  # type: ignore[arg-type]
     wanted = tuple(sizes) if sizes is not None else tuple(model.sizes)  # type: ignore[arg-type]
-    triples = _checked(triples, num_entities)
+    triples = _checked(triples, model, known)
     nested = Nested(model, sorted({*wanted, int(model.size)}))  # type: ignore[arg-type]
     kernel = _kernel_for(model) if compiled else None
     greater = torch.empty(len(SIDES), len(wanted), len(triples), dtype=torch.int64)
@@ -215,16 +215,26 @@ def require_finite(scores_KBE: Tensor, sizes: Sequence[int], batch: Tensor, side
     )
 
 
-def _checked(triples: Tensor, num_entities: int) -> Tensor:
+def _checked(triples: Tensor, model: nn.Module, known: KnownTriples) -> Tensor:
     """Return the triples as int64 on the CPU, once they are known to be rankable."""
     if triples.ndim != 2 or triples.shape[1] != 3 or len(triples) == 0:
         raise ValueError(f"triples must be a non-empty [T, 3] tensor, got shape {tuple(triples.shape)}")
     triples = triples.detach().to("cpu", torch.int64)
-    ends = triples[:, [0, 2]]
-    if ends.min() < 0 or ends.max() >= num_entities:
+    for name, ids, count in (
+        ("entity", triples[:, [0, 2]], model.num_entities),
+        ("relation", triples[:, 1], model.num_relations),
+    ):
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= int(count):  # type: ignore[arg-type]
+            raise ValueError(
+                f"{name} ids must lie in 0..{int(count) - 1}, those of the model, "  # type: ignore[arg-type]
+                f"got {low}..{high}: index the triples with the model's own graph"
+            )
+    if known.num_entities != model.num_entities or known.num_relations != model.num_relations:
         raise ValueError(
-            f"entity ids must lie in 0..{num_entities - 1}, the model's entities, got "
-            f"{ends.min().item()}..{ends.max().item()}: index the triples with the model's own graph"
+            f"the known triples must have the model's {model.num_entities} entities and "
+            f"{model.num_relations} relations, got {known.num_entities} and {known.num_relations}: build "
+            f"both from one graph"
         )
     return triples
 
