@@ -235,7 +235,8 @@ def stack_outputs(outputs: Sequence[Any]) -> Any:
     if isinstance(first, Mapping):
         return type(first)(**{key: stack_outputs([o[key] for o in outputs]) for key in first})
     if isinstance(first, tuple | list):
-        return type(first)(stack_outputs(parts) for parts in zip(*outputs, strict=True))
+        stacked = [stack_outputs(parts) for parts in zip(*outputs, strict=True)]
+        return type(first)(*stacked) if hasattr(first, "_fields") else type(first)(stacked)  # named or plain
     raise TypeError(f"a croppable model must return tensors, tuples or mappings of them, got {type(first)}")
 
 
