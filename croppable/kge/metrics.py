@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from croppable.kge.known import SIDES
-from croppable.kge.ranking import Ranks
+from croppable.kge.ranking import TIES, Ranks
 
 __all__ = ["METRICS", "mean_mrr", "metrics_rows", "rank_metrics", "write_metrics"]
 
@@ -34,8 +34,6 @@ METRICS: dict[str, Callable[[Tensor], Tensor]] = {
     "hits@10": partial(_hits, k=10),
     "mean_rank": torch.Tensor.double,
 }
-TIES = ("realistic", "optimistic", "pessimistic")
-
 Row = dict[str, Any]
 
 

@@ -16,7 +16,7 @@ Shape legend: K sizes, T triples, B queries of a batch, E entities, S the two si
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -27,11 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from croppable.core import Nested
+from croppable.core import Nested, validate_sizes
 from croppable.kge.known import SIDES, KnownTriples
 
-__all__ = ["Ranks", "rank_triples"]
+__all__ = ["TIES", "Ranks", "rank_triples"]
 
+TIES = ("realistic", "optimistic", "pessimistic")
 _log = logging.getLogger(__name__)
 
 # Scores held at once by the reference, in numbers: 2**26 float32 are 256 MiB.
@@ -62,15 +63,11 @@ class Ranks:
         Raises:
             ValueError: If the policy is none of the three.
         """
-        optimistic, pessimistic = self.optimistic_SKT.double(), self.pessimistic_SKT.double()
-        policies = {
-            "realistic": (optimistic + pessimistic) / 2,
-            "optimistic": optimistic,
-            "pessimistic": pessimistic,
-        }
-        if ties not in policies:
-            raise ValueError(f"ties must be one of {tuple(policies)}, got {ties!r}")
-        return policies[ties]
+        if ties not in TIES:
+            raise ValueError(f"ties must be one of {TIES}, got {ties!r}")
+        if ties == "realistic":
+            return (self.optimistic_SKT + self.pessimistic_SKT).double() / 2
+        return (self.optimistic_SKT if ties == "optimistic" else self.pessimistic_SKT).double()
 
 
 def rank_triples(
@@ -91,7 +88,8 @@ def rank_triples(
 
     Memory beside the model and the result. Reference: 4 * K * batch_size * E bytes of scores, and what the
     forward needs for batch_size queries against candidate_chunk entities. Compiled, with W numbers in a row:
-    8 * W * candidate_chunk + 4 * (W + 5 K) * batch_size bytes, and the known answers of batch_size queries.
+    4 * W * (4 * batch_size + 2 * candidate_chunk) bytes, 20 * K for every triple that asks a query of the
+    batch, and 32 for every known answer of the batch. Both count the result in 16 * K * T bytes more.
 
     Args:
         model: A `KGEModel`, or any croppable module with its forward and counts.
@@ -108,10 +106,11 @@ def rank_triples(
         ValueError: If there are no triples, or ids do not fit, or a score is not finite (the error names the
             triple).
     """
-    num_entities = int(model.num_entities)  # type: ignore[arg-type]
-    wanted = tuple(sizes) if sizes is not None else tuple(model.sizes)  # type: ignore[arg-type]
+    num_entities, full = int(model.num_entities), int(model.size)  # type: ignore[arg-type]
+    wanted = tuple(model.sizes if sizes is None else sizes)  # type: ignore[arg-type]
+    wanted = validate_sizes(wanted, wanted[-1] if wanted and wanted[-1] <= full else full)
     triples = _checked(triples, model, known)
-    nested = Nested(model, sorted({*wanted, int(model.size)}))  # type: ignore[arg-type]
+    score_at = getattr(model, "forward_nested", None) or Nested(model, sorted({*wanted, full})).at
     kernel = _kernel_for(model) if compiled else None
     greater = torch.empty(len(SIDES), len(wanted), len(triples), dtype=torch.int64)
     equal = torch.empty_like(greater)
@@ -127,7 +126,7 @@ def rank_triples(
             size = batch_size or max(1, _SCORES_AT_ONCE // (len(wanted) * num_entities))
             for some in torch.split(todo, size):
                 batch = triples[some]
-                scores_KBE = _scores(nested, wanted, batch, side, candidate_chunk, num_entities)
+                scores_KBE = _scores(model, score_at, wanted, batch, side, candidate_chunk)
                 greater[s, :, some], equal[s, :, some] = _count(scores_KBE, batch, side, known)
                 bar.update(len(some))
     return Ranks(
@@ -161,16 +160,21 @@ def split_query(triples: Tensor, side: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _scores(
-    nested: Nested, sizes: tuple[int, ...], batch: Tensor, side: str, chunk: int, num_entities: int
+    model: nn.Module,
+    score_at: Callable[..., Tensor],
+    sizes: tuple[int, ...],
+    batch: Tensor,
+    side: str,
+    chunk: int,
 ) -> Tensor:
     """Return the scores [K, B, E] of every entity, computed ``chunk`` candidates at a time."""
-    device, dtype = next((p.device, p.dtype) for p in nested.parameters())
+    num_entities = int(model.num_entities)  # type: ignore[arg-type]
+    device, dtype = next((p.device, p.dtype) for p in model.parameters())
     anchor, relation, _ = (ids.to(device) for ids in split_query(batch, side))
     scores_KBE = torch.empty(len(sizes), len(batch), num_entities, device=device, dtype=dtype)
     for start in range(0, num_entities, chunk):
         candidates = torch.arange(start, min(start + chunk, num_entities), device=device)
-        part = nested.at(sizes, anchor, relation, candidates, side)
-        scores_KBE[:, :, start : start + len(candidates)] = part
+        scores_KBE[:, :, candidates] = score_at(sizes, anchor, relation, candidates, side)
     require_finite(scores_KBE, sizes, batch, side)
     return scores_KBE
 

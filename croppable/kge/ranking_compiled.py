@@ -68,7 +68,7 @@ def count_compiled(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Count for every triple the unknown entities that beat or equal its target, at every size.
 
-    Memory: 8 * W * candidate_chunk + 4 * (W + 3 K) * batch_size bytes, and the known answers of a batch.
+    Memory: see `croppable.kge.ranking.rank_triples`.
 
     Args:
         model: A model that `supports` accepts.

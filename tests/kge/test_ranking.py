@@ -292,6 +292,13 @@ def test_bad_triples(triples: Tensor, message: str) -> None:
         rank_triples(valued_model([1, 2, 3, 4]), triples, known)
 
 
+@pytest.mark.parametrize("sizes", [(), (4, 2), (2, 2), (0, 2), (2, 5)])
+def test_bad_sizes(sizes: tuple[int, ...]) -> None:
+    asked = torch.tensor([[0, 0, 1]])
+    with pytest.raises(ValueError, match="sizes must be positive integers, strictly increasing"):
+        rank_triples(KGEModel(3, 1, (2, 4), "distmult"), asked, KnownTriples(asked, 3, 1), sizes=sizes)
+
+
 def test_filter_of_another_graph_is_refused() -> None:
     known = KnownTriples(torch.tensor([[0, 0, 1]]), 5, 1)
     with pytest.raises(ValueError, match=r"must have the model's 4 entities and 1 relations, got 5 and 1"):
@@ -305,6 +312,29 @@ def test_unknown_tie_policy() -> None:
         ValueError, match=r"ties must be one of \('realistic', 'optimistic', 'pessimistic'\), got 'best'"
     ):
         ranks.by_ties("best")
+
+
+def test_any_croppable_module_with_the_same_forward_is_ranked() -> None:
+    class Plain(torch.nn.Module):
+        """The scores of a model, without its fast path for all sizes."""
+
+        def __init__(self, inner: KGEModel) -> None:
+            super().__init__()
+            self.inner, self.sizes, self.size = inner, inner.sizes, inner.size
+            self.num_entities, self.num_relations = inner.num_entities, inner.num_relations
+
+        def resized(self, size: int) -> "Plain":
+            return Plain(self.inner.resized(size))
+
+        def forward(self, *query: Tensor) -> Tensor:
+            return self.inner(*query)
+
+    model = integer_model("complex", (2, 4, 8), 40)
+    triples = random_triples(40, 4, 200)
+    known = KnownTriples(triples, 40, 4)
+    assert_equal_ranks(
+        rank_triples(Plain(model), triples[:20], known), rank_triples(model, triples[:20], known)
+    )
 
 
 def test_modes_of_modules_are_put_back() -> None:
