@@ -2,8 +2,9 @@
 
 from croppable.checks import CroppableError, check_croppable
 from croppable.core import Croppable, Nested, corner, crop
+from croppable.hub import HubError, push_to_hub
 from croppable.med import MED
-from croppable.reader import load
+from croppable.reader import from_pretrained, load
 from croppable.safe import CheckpointError
 from croppable.writer import save
 
@@ -12,10 +13,13 @@ __all__ = [
     "CheckpointError",
     "Croppable",
     "CroppableError",
+    "HubError",
     "Nested",
     "check_croppable",
     "corner",
     "crop",
+    "from_pretrained",
     "load",
+    "push_to_hub",
     "save",
 ]

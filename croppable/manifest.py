@@ -127,6 +127,20 @@ class Manifest:
         """The full size."""
         return self.sizes[-1]
 
+    def check_size(self, size: int | None) -> int:
+        """Return ``size``, or the full size for None.
+
+        Raises:
+            ValueError: If it is not an integer from 1 to the full size.
+        """
+        if size is None:
+            return self.size
+        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= self.size:
+            raise ValueError(
+                f"size must be an integer between 1 and {self.size}, the checkpoint's own, got {size!r}"
+            )
+        return size
+
     def step_of(self, size: int) -> int:
         """Return the last step that a crop to ``size`` needs: the first size that is not smaller."""
         return next(step for step, own in enumerate(self.sizes) if own >= size)

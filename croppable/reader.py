@@ -22,7 +22,7 @@ from croppable.manifest import CONFIG, LABELS, METRICS, Manifest
 from croppable.safe import MAX_ELEMENTS, MEGABYTE, CheckpointError, SafeFile, brief, read_json, require
 from croppable.segments import read_tensor
 
-__all__ = ["load", "load_folder", "read_metrics"]
+__all__ = ["from_pretrained", "load", "load_folder", "read_metrics"]
 
 M = TypeVar("M", bound=nn.Module)
 CONVENTION = "the constructor's arguments must be attributes of the same name (docs/format.md)"
@@ -68,6 +68,9 @@ def load(
     return load_folder(folder, size, device, dtype, model_class, verify)
 
 
+from_pretrained = load  # the name under which users of the Hub look for it
+
+
 def load_folder(
     folder: Path,
     size: int | None = None,
@@ -78,12 +81,7 @@ def load_folder(
 ) -> M | Any:
     """Load a model from a local folder; arguments as in `load`."""
     manifest = Manifest.read(folder)
-    if size is None:
-        size = manifest.size
-    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= manifest.size:
-        raise ValueError(
-            f"size must be an integer between 1 and {manifest.size}, the size of '{folder}', got {size!r}"
-        )
+    size = manifest.check_size(size)
     small = _skeleton(folder / CONFIG, manifest, size, _kind(folder / CONFIG, manifest, model_class))
     labels = None
     if LABELS in manifest.files:
