@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from croppable.core import Nested
 from croppable.text.batching import Encoded, collate, ordered_batches
 from croppable.text.glue import Task
 from croppable.text.metrics import GlueMetric
@@ -17,36 +16,36 @@ __all__ = ["metric_rows", "predict", "scores"]
 
 
 @torch.no_grad()
-def predict(nested: Nested, encoded: Encoded, *, batch_size: int = 64, accelerator: Any = None) -> Tensor:
-    """Return the outputs of every example at every size, in the order of the examples.
+def predict(model: nn.Module, encoded: Encoded, *, batch_size: int = 64, accelerator: Any = None) -> Tensor:
+    """Return the outputs of every example, in the order of the examples.
 
     Args:
-        nested: The model at its sizes; evaluated in eval mode and put back as it was.
+        model: A `Nested`, or any single model; evaluated in eval mode and put back as it was.
         encoded: The examples.
         batch_size: Rows at once.
         accelerator: Shares the batches among its processes; every process gets all outputs.
 
     Returns:
-        ``[K, N, C]``, float32, on the CPU.
+        ``[K, N, C]``, float32, on the CPU; K = 1 for a single model.
     """
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    device = next(nested.parameters()).device
+    device = next(model.parameters()).device
+    batches = ordered_batches(encoded, batch_size)
     outputs: Tensor | None = None
-    training = nested.training
-    nested.train(False)
-    for rows in ordered_batches(encoded, batch_size)[rank::world]:
+    training = model.training
+    model.train(False)
+    # A process with no batch of its own still runs one, to know the shape.
+    for rows in batches[rank::world] or batches[:1]:
         batch = collate(encoded, rows, device)
-        batch.pop("labels")
-        batch.pop("teacher", None)
-        logits_KBC = nested(**batch).logits.float()
+        inputs = {name: batch[name] for name in (*encoded.features, "attention_mask")}
+        logits = model(**inputs).logits.float()
+        logits_KBC = logits if logits.ndim == 3 else logits[None]
         if outputs is None:
-            shape = (logits_KBC.shape[0], len(encoded), logits_KBC.shape[-1])
-            outputs = torch.zeros(shape, device=device)
-        outputs[:, torch.tensor(rows, device=device)] = logits_KBC
-    nested.train(training)
-    if outputs is None:  # fewer batches than processes
-        classes = nested.model.config.num_labels  # type: ignore[union-attr]
-        outputs = torch.zeros((len(nested.sizes), len(encoded), int(classes)), device=device)  # type: ignore[arg-type]
+            outputs = logits_KBC.new_zeros(logits_KBC.shape[0], len(encoded), logits_KBC.shape[-1])
+        if rank < len(batches):
+            outputs[:, torch.tensor(rows, device=device)] = logits_KBC
+    model.train(training)
+    assert outputs is not None  # there is at least one batch
     if world > 1:
         outputs = accelerator.reduce(outputs, reduction="sum")
     return outputs.cpu()
