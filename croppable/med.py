@@ -72,17 +72,19 @@ def kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def dynamic_weights(sizes: Sequence[int], w3: Tensor) -> Tensor:
+def dynamic_weights(sizes: Sequence[int], w3: Tensor, full: int | None = None) -> Tensor:
     """Compute exp(w3 * d_i / d_n) for every size (paper, Eq. 7).
 
     Args:
-        sizes: The K sizes, ascending; the last one is d_n.
+        sizes: The K sizes, ascending.
         w3: Scalar. Its gradient through the loss is never negative, so a learnable w3 only falls.
+        full: d_n, the full size; the last of ``sizes`` if omitted.
 
     Returns:
         ``[K]``.
     """
-    fractions = torch.tensor([d / sizes[-1] for d in sizes], dtype=w3.dtype, device=w3.device)
+    full = sizes[-1] if full is None else full
+    fractions = torch.tensor([d / full for d in sizes], dtype=w3.dtype, device=w3.device)
     return torch.exp(w3 * fractions)
 
 
@@ -199,6 +201,7 @@ class MED(nn.Module):
         self.evolution_form, self.adversarial, self.distill = evolution_form, adversarial, distill
         self.reduction = reduction
         self.w1, self.w2, self.w3 = (nn.Parameter(torch.tensor(float(w)), learnable) for w in (w1, w2, w3))
+        self.w2.requires_grad_(learnable and task == "binary")  # data parallelism wants no idle parameter
 
     def forward(self, outputs_KBC: Tensor, targets_B: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
         """Return the scalar loss; see `terms`."""
@@ -218,14 +221,15 @@ class MED(nn.Module):
             Scalars "loss", "evolution", "mutual", "distill", and w1, w2, w3 where they are learnable.
 
         Raises:
-            ValueError: If the leading axis and the sizes differ in number.
+            ValueError: If the leading axis and the sizes differ in number, or a shape does not fit the task.
         """
         sizes = self.sizes if sizes is None else tuple(sizes)
-        if outputs_KBC.ndim != 3 or outputs_KBC.shape[0] != len(sizes):
-            raise ValueError(f"outputs must be [K={len(sizes)}, B, C], got {tuple(outputs_KBC.shape)}")
+        self._check_shapes(outputs_KBC.shape, targets_B.shape, sizes)
         outputs = outputs_KBC.float()
         constant = torch.tensor([self.size_weights[s] for s in sizes], device=outputs.device)
-        per_size = self._improvement(outputs, targets_B) * dynamic_weights(sizes, self.w3) * constant
+        per_size = (
+            self._improvement(outputs, targets_B) * dynamic_weights(sizes, self.w3, self.sizes[-1]) * constant
+        )
         count = len(sizes) if self.reduction == "mean" else 1
         parts = {
             "evolution": per_size.sum() / count,
@@ -235,6 +239,13 @@ class MED(nn.Module):
         loss = parts["evolution"] + parts["mutual"] + parts["distill"]
         learned = {n: w.detach() for n, w in self.named_parameters() if w.requires_grad}
         return {"loss": loss, **parts, **learned}
+
+    def _check_shapes(self, outputs: torch.Size, targets: torch.Size, sizes: tuple[int, ...]) -> None:
+        columns = 1 if self.task == "regression" else "C"
+        if len(outputs) != 3 or outputs[0] != len(sizes) or columns not in ("C", outputs[2]):
+            raise ValueError(f"outputs must be [K={len(sizes)}, B, {columns}], got {tuple(outputs)}")
+        if targets != outputs[1:2]:
+            raise ValueError(f"targets must be [B={outputs[1]}], one per example, got {tuple(targets)}")
 
     def extra_repr(self) -> str:
         """Show the switches."""
