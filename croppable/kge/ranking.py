@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -106,46 +105,67 @@ def rank_triples(
         ValueError: If there are no triples, or ids do not fit, or a score is not finite (the error names the
             triple).
     """
-    num_entities, full = int(model.num_entities), int(model.size)  # type: ignore[arg-type]
+    full = int(model.size)  # type: ignore[arg-type]
     wanted = tuple(model.sizes if sizes is None else sizes)  # type: ignore[arg-type]
     wanted = validate_sizes(wanted, wanted[-1] if wanted and wanted[-1] <= full else full)
     triples = _checked(triples, model, known)
-    score_at = getattr(model, "forward_nested", None) or Nested(model, sorted({*wanted, full})).at
-    kernel = _kernel_for(model) if compiled else None
-    greater = torch.empty(len(SIDES), len(wanted), len(triples), dtype=torch.int64)
-    equal = torch.empty_like(greater)
+    count = (_compiled_count(model) if compiled else None) or count_reference
     with torch.no_grad(), _evaluating(model), _progress_bar(progress, 2 * len(triples)) as bar:
-        for s, side in enumerate(SIDES):
-            todo = torch.arange(len(triples))
-            if kernel is not None:
-                greater[s], equal[s], broken = kernel.count_compiled(
-                    model, triples, side, wanted, known,
-                    batch_size=batch_size or 2048, candidate_chunk=candidate_chunk, advance=bar.update,
-                )  # fmt: skip
-                todo = broken.nonzero()[:, 0]
-            size = batch_size or max(1, _SCORES_AT_ONCE // (len(wanted) * num_entities))
-            for some in torch.split(todo, size):
-                batch = triples[some]
-                scores_KBE = _scores(model, score_at, wanted, batch, side, candidate_chunk)
-                greater[s, :, some], equal[s, :, some] = _count(scores_KBE, batch, side, known)
-                bar.update(len(some))
+        task = (wanted, known, batch_size, candidate_chunk, bar.update)
+        counts = [count(model, triples, side, *task) for side in SIDES]
+    greater_SKT, equal_SKT = (torch.stack(both) for both in zip(*counts, strict=True))
     return Ranks(
         sizes=wanted,
         triples=triples,
-        num_entities=num_entities,
-        optimistic_SKT=1 + greater,
-        pessimistic_SKT=1 + greater + equal,
+        num_entities=int(model.num_entities),  # type: ignore[arg-type]
+        optimistic_SKT=1 + greater_SKT,
+        pessimistic_SKT=1 + greater_SKT + equal_SKT,
     )
 
 
-def _kernel_for(model: nn.Module) -> ModuleType | None:
-    """Return the module of the compiled kernel if numba is there and the kernel can rank the model."""
+def count_reference(
+    model: nn.Module,
+    triples: Tensor,
+    side: str,
+    sizes: tuple[int, ...],
+    known: KnownTriples,
+    batch_size: int | None,
+    candidate_chunk: int,
+    advance: Callable[[int], object],
+) -> tuple[Tensor, Tensor]:
+    """Count by the model's own forward how many unknown entities beat and equal each target, both [K, T].
+
+    Arguments as in `rank_triples`; ``advance`` is called with the number of triples done.
+    """
+    num_entities, full = int(model.num_entities), int(model.size)  # type: ignore[arg-type]
+    score_at = getattr(model, "forward_nested", None) or Nested(model, sorted({*sizes, full})).at
+    batch_size = batch_size or max(1, _SCORES_AT_ONCE // (len(sizes) * num_entities))
+    counts: list[tuple[Tensor, Tensor]] = []
+    for start in range(0, len(triples), batch_size):
+        batch = triples[start : start + batch_size]
+        counts.append(
+            _count(_scores(model, score_at, sizes, batch, side, candidate_chunk), batch, side, known)
+        )
+        advance(len(batch))
+    greater_KT, equal_KT = (torch.cat(batches, 1) for batches in zip(*counts, strict=True))
+    return greater_KT, equal_KT
+
+
+def _compiled_count(model: nn.Module) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """Return the compiled form of `count_reference` if numba is there and the kernel can rank the model."""
     if find_spec("numba") is None:
         _say_once("ranking without the compiled kernel, many times slower: pip install numba")
         return None
     from croppable.kge import ranking_compiled
 
-    return ranking_compiled if ranking_compiled.supports(model) else None
+    def count(model: Any, triples: Tensor, *task: Any) -> tuple[Tensor, Tensor]:
+        greater_KT, equal_KT, broken_T = ranking_compiled.count_compiled(model, triples, *task)
+        if broken_T.any():  # the reference says which score it is, or ranks what only the kernel's sums lost
+            again = count_reference(model, triples[broken_T], *task)
+            greater_KT[:, broken_T], equal_KT[:, broken_T] = again
+        return greater_KT, equal_KT
+
+    return count if ranking_compiled.supports(model) else None
 
 
 @cache

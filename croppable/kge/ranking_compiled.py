@@ -61,14 +61,11 @@ def count_compiled(
     side: Side,
     sizes: Sequence[int],
     known: KnownTriples,
-    *,
-    batch_size: int,
+    batch_size: int | None,
     candidate_chunk: int,
     advance: Callable[[int], object],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Count for every triple the unknown entities that beat or equal its target, at every size.
-
-    Memory: see `croppable.kge.ranking.rank_triples`.
 
     Args:
         model: A model that `supports` accepts.
@@ -76,7 +73,7 @@ def count_compiled(
         side: The side that is asked for.
         sizes: Ascending, K of them.
         known: All true triples.
-        batch_size: Distinct queries held at once.
+        batch_size: Distinct queries held at once; default 2048.
         candidate_chunk: Candidates held at once, besides the table.
         advance: Called with the number of triples done.
 
@@ -84,6 +81,7 @@ def count_compiled(
         Counts [K, T] of entities that beat and that equal the target, and which triples met a score that
         is not finite [T].
     """
+    batch_size = batch_size or 2048
     anchor, target = (triples[:, 0], triples[:, 2]) if side == "tail" else (triples[:, 2], triples[:, 0])
     keys, owner, uses = (anchor * model.num_relations + triples[:, 1]).unique(  # type: ignore[no-untyped-call]
         return_inverse=True, return_counts=True

@@ -233,6 +233,17 @@ def test_scores_that_are_not_finite_are_an_error(
         rank_triples(model, asked, KnownTriples(asked, 9, 1), compiled=compiled)
 
 
+def test_a_sum_that_overflows_in_the_kernel_alone_is_ranked_by_the_reference() -> None:
+    model = KGEModel(3, 1, (1, 4), "distmult")
+    with torch.no_grad():
+        model.relation.fill_(1)
+        model.entity.copy_(1e19 * torch.tensor([[0.9, 0.9, 0.9, 0.9], [3, 3, -3, 0], [1, 0, 0, 0]]))
+    asked = torch.tensor([[0, 0, 2]])
+    ranks = rank_triples(model, asked, KnownTriples(asked, 3, 1))
+    # Scores of entities 0, 1, 2 in 1e38: 0.81, 2.7, 0.9 and then 3.24, 2.7, 0.9, where 2.7 goes by way of 5.4.
+    assert ranks.by_ties("pessimistic")[0].tolist() == [[2], [3]]
+
+
 @WAYS
 def test_overflow_of_a_calibration_is_an_error(compiled: bool) -> None:
     model = KGEModel(9, 1, (2, 4), "transe-l1", calibration="scale")
