@@ -240,7 +240,7 @@ def test_a_sum_that_overflows_in_the_kernel_alone_is_ranked_by_the_reference() -
         model.entity.copy_(1e19 * torch.tensor([[0.9, 0.9, 0.9, 0.9], [3, 3, -3, 0], [1, 0, 0, 0]]))
     asked = torch.tensor([[0, 0, 2]])
     ranks = rank_triples(model, asked, KnownTriples(asked, 3, 1))
-    # Scores of entities 0, 1, 2 in 1e38: 0.81, 2.7, 0.9 and then 3.24, 2.7, 0.9, where 2.7 goes by way of 5.4.
+    # Scores of entities 0, 1, 2 in 1e38: 0.81, 2.7, 0.9, then 3.24, 2.7 (by way of 5.4), 0.9.
     assert ranks.by_ties("pessimistic")[0].tolist() == [[2], [3]]
 
 
