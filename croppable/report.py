@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["plot_history", "plot_sizes", "print_table", "size_table"]
+__all__ = ["plot_history", "plot_lines", "plot_sizes", "print_table", "size_table"]
 
 Row = Mapping[str, Any]
 
@@ -90,6 +90,22 @@ def plot_sizes(
         other.plot(sizes, [cost[size] for size in sizes], color="grey", linestyle=":", label=cost_label)
         other.set(ylabel=cost_label, yscale="log")
     figure.legend(loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=120)
+    _close(figure)
+
+
+def plot_lines(path: Path, lines: Mapping[str, Mapping[int, float]], *, ylabel: str, title: str = "") -> None:
+    """Draw one curve per name over sizes."""
+    figure, axes = _axes()
+    for name, values in lines.items():
+        axes.plot(list(values), list(values.values()), marker="o", label=name)
+    sizes = sorted({size for values in lines.values() for size in values})
+    axes.set(xlabel="size", ylabel=ylabel, xscale="log", title=title)
+    axes.set_xticks(sizes if len(sizes) <= 12 else sizes[:: len(sizes) // 8])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
     figure.savefig(path, dpi=120)
     _close(figure)
 

@@ -189,7 +189,7 @@ def training_batches(
             accelerator.process_index,
             world,
             start_step=start,
-            mixed=config.reciprocal and not config.filter_negatives,
+            mixed=config.reciprocal,
         ):
             yield {
                 "anchor": batch.anchor,
