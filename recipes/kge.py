@@ -55,9 +55,7 @@ class Task:
 def parse_config(arguments: list[str]) -> Config:
     """Read the flags; a preset replaces the defaults."""
     parser = HfArgumentParser(Config, description=__doc__.split("\n")[0])
-    chosen = (
-        HfArgumentParser(Config).parse_known_args(["--preset", *_value_of("--preset", arguments)])[0].preset
-    )
+    chosen = parser.parse_known_args(arguments)[0].preset
     if chosen is not None:
         if chosen not in PRESETS:
             raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {chosen!r}")
@@ -65,16 +63,6 @@ def parse_config(arguments: list[str]) -> Config:
     config = parser.parse_args_into_dataclasses(arguments)[0]
     validate(config)
     return config
-
-
-def _value_of(name: str, arguments: list[str]) -> list[str]:
-    """Return the value after a flag in the arguments, as a list of one; the flag may be absent."""
-    for i, argument in enumerate(arguments):
-        if argument == name and i + 1 < len(arguments):
-            return [arguments[i + 1]]
-        if argument.startswith(f"{name}="):
-            return [argument.partition("=")[2]]
-    return []
 
 
 def validate(config: Config) -> None:
