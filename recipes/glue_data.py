@@ -44,8 +44,14 @@ def load_data(config: Config, accelerator: Accelerator) -> Data:
         validation_file=config.validation_file,
         data_dir=config.data_dir,
     )
-    tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
-    model_config = AutoConfig.from_pretrained(config.model_name_or_path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
+        model_config = AutoConfig.from_pretrained(config.model_name_or_path)
+    except OSError as error:
+        raise OSError(
+            f"cannot load the model {config.model_name_or_path}: --model_name_or_path must be a folder in the "
+            f"transformers layout, or a name on the Hub when it can be reached ({error})"
+        ) from error
     limit = length_limit(tokenizer, model_config, config.max_length)
     encoded = {}
     for name, examples in splits.items():
@@ -62,12 +68,19 @@ def load_data(config: Config, accelerator: Accelerator) -> Data:
 
 def load_model(config: Config, data: Data, device: torch.device) -> Any:
     """Load the pretrained encoder with a classifier for the task, croppable."""
-    names = data.task.labels
+    names = data.task.labels or ("score",)
+    before = AutoConfig.from_pretrained(config.model_name_or_path)
+    classifies = any("ForSequenceClassification" in name for name in before.architectures or ())
+    if classifies and before.num_labels != len(names) and not config.ignore_mismatched_sizes:
+        raise ValueError(
+            f"{config.model_name_or_path} classifies into {before.num_labels}, but {data.task.name} needs "
+            f"{len(names)}: pass --ignore_mismatched_sizes to start the classifier afresh"
+        )
     model = AutoModelForSequenceClassification.from_pretrained(
         config.model_name_or_path,
-        num_labels=max(1, len(names)),
-        id2label=dict(enumerate(names)) if names else None,
-        label2id={name: i for i, name in enumerate(names)} if names else None,
+        num_labels=len(names),
+        id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
         problem_type=data.task.problem_type,
         dtype=torch.float32,  # a bf16 checkpoint would be trained in bf16
         ignore_mismatched_sizes=config.ignore_mismatched_sizes,
@@ -86,9 +99,13 @@ def load_model(config: Config, data: Data, device: torch.device) -> Any:
 
 def with_teacher(config: Config, data: Data, accelerator: Accelerator) -> Data:
     """Compute the outputs of the teacher on the training examples, once."""
-    teacher = AutoModelForSequenceClassification.from_pretrained(
-        config.teacher_name_or_path, dtype=torch.float32
+    teacher, info = AutoModelForSequenceClassification.from_pretrained(
+        config.teacher_name_or_path, dtype=torch.float32, output_loading_info=True
     )
+    if info["missing_keys"]:
+        raise ValueError(
+            f"the teacher {config.teacher_name_or_path} is not fine-tuned: it lacks {sorted(info['missing_keys'])}"
+        )
     classes = max(1, len(data.task.labels))
     if teacher.config.num_labels != classes:
         raise ValueError(
