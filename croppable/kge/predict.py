@@ -7,9 +7,9 @@ with which probability, is croppable/kge/classify.py's affair.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from croppable.labels import StringTable, closest
 __all__ = ["Answer", "embeddings", "find", "nearest", "predict"]
 
 Key = str | int
+Keys = list[str] | list[int] | list[Key]
 _SCORES_AT_ONCE = 2**26  # numbers: 256 MiB of float32, as in ranking.py
 
 
@@ -79,12 +80,40 @@ def find(model: KGEModel, key: Key, kind: Literal["entity", "relation"] = "entit
     raise ValueError(f"no {kind} is called {key!r}: {hint}")
 
 
+@overload
+def predict(  # type: ignore[overload-overlap]  # neither head nor tail: an error either way
+    model: KGEModel,
+    *,
+    head: Key | None = ...,
+    relation: Key,
+    tail: Key | None = ...,
+    k: int = ...,
+    known: KnownTriples | None = ...,
+    drop_known: bool = ...,
+    calibration: Calibration | None = ...,
+) -> list[Answer]: ...
+
+
+@overload
 def predict(
     model: KGEModel,
     *,
-    head: Key | Sequence[Key] | None = None,
-    relation: Key | Sequence[Key],
-    tail: Key | Sequence[Key] | None = None,
+    head: Key | Keys | None = ...,
+    relation: Key | Keys,
+    tail: Key | Keys | None = ...,
+    k: int = ...,
+    known: KnownTriples | None = ...,
+    drop_known: bool = ...,
+    calibration: Calibration | None = ...,
+) -> list[list[Answer]]: ...
+
+
+def predict(
+    model: KGEModel,
+    *,
+    head: Key | Keys | None = None,
+    relation: Key | Keys,
+    tail: Key | Keys | None = None,
     k: int = 10,
     known: KnownTriples | None = None,
     drop_known: bool = True,
@@ -129,7 +158,7 @@ def predict(
     return answers[0] if single else answers
 
 
-def _queries(given: Key | Sequence[Key] | None, relation: Key | Sequence[Key]) -> tuple[list[Key], list[Key]]:
+def _queries(given: Key | Keys | None, relation: Key | Keys) -> tuple[list[Key], list[Key]]:
     anchors = [given] if isinstance(given, str | int) else list(given or ())
     relations = [relation] if isinstance(relation, str | int) else list(relation)
     if len(relations) == 1 and not isinstance(given, str | int):
