@@ -5,6 +5,7 @@ Knows rows {size, metric, value, ...} and nothing of the task behind them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,27 @@ def _cell(value: Any) -> str:
 
 
 def _axes(width: float = 7.0) -> tuple[Any, Any]:
-    import matplotlib as mpl
+    from matplotlib.figure import Figure  # without pyplot nothing global is touched, a notebook's backend say
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    figure = Figure(figsize=(width, 4.2), layout="constrained")
+    return figure, figure.subplots()
 
-    return plt.subplots(figsize=(width, 4.2), layout="constrained")
+
+def _size_axis(axes: Any, sizes: Sequence[int]) -> None:
+    axes.set(xlabel="size", xscale="log")
+    axes.set_xticks(sizes if len(sizes) <= 12 else _doubling(sizes))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+
+
+def _doubling(sizes: Sequence[int]) -> list[int]:
+    """Return sizes that at least double from one to the next, the last among them."""
+    chosen = [sizes[-1]]
+    for size in reversed(sizes):
+        if 2 * size <= chosen[-1]:
+            chosen.append(size)
+    return chosen[::-1]
 
 
 def plot_sizes(
@@ -80,18 +96,14 @@ def plot_sizes(
     sizes = list(table)
     for metric in metrics:
         axes.plot(sizes, [table[size][metric] for size in sizes], marker="o", label=metric)
-    axes.set(xlabel="size", xscale="log", title=title)
-    axes.set_xticks(sizes if len(sizes) <= 12 else sizes[:: len(sizes) // 8])
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
+    axes.set_title(title)
+    _size_axis(axes, sizes)
     if cost:
         other = axes.twinx()
         other.plot(sizes, [cost[size] for size in sizes], color="grey", linestyle=":", label=cost_label)
         other.set(ylabel=cost_label, yscale="log")
     figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)
-    _close(figure)
 
 
 def plot_lines(path: Path, lines: Mapping[str, Mapping[int, float]], *, ylabel: str, title: str = "") -> None:
@@ -99,38 +111,47 @@ def plot_lines(path: Path, lines: Mapping[str, Mapping[int, float]], *, ylabel: 
     figure, axes = _axes()
     for name, values in lines.items():
         axes.plot(list(values), list(values.values()), marker="o", label=name)
-    sizes = sorted({size for values in lines.values() for size in values})
-    axes.set(xlabel="size", ylabel=ylabel, xscale="log", title=title)
-    axes.set_xticks(sizes if len(sizes) <= 12 else sizes[:: len(sizes) // 8])
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
+    axes.set(ylabel=ylabel, title=title)
+    _size_axis(axes, sorted({size for values in lines.values() for size in values}))
     axes.legend()
     figure.savefig(path, dpi=120)
-    _close(figure)
 
 
 def plot_history(path: Path, history: Sequence[Row], *, title: str = "") -> None:
-    """Draw the loss over steps and, where there were evaluations, their score on a second axis."""
+    """Draw the loss over steps and, where there were evaluations, their scores on a second axis.
+
+    A history may hold several runs one after the other: a curve begins anew where the steps do.
+    """
     figure, axes = _axes()
-    losses = [row for row in history if "loss" in row]
-    scores = [row for row in history if "score" in row]
-    axes.plot([row["step"] for row in losses], [row["loss"] for row in losses], label="loss")
+    axes.plot(*_curve(history, "loss"), label="loss")
     axes.set(xlabel="step", ylabel="loss", title=title)
     axes.grid(alpha=0.3)
+    scores = list(dict.fromkeys(key for row in history for key in row if key.startswith("score_")))
+    scores = scores or ["score"] if any("score" in row for row in history) else []
     if scores:
         other = axes.twinx()
-        sizes = [key for key in scores[0] if isinstance(key, str) and key.startswith("score_")]
-        for key in sizes or ["score"]:
-            steps = [row["step"] for row in scores]
-            other.plot(steps, [row[key] for row in scores], marker=".", linestyle="--", label=key)
+        for key in _thinned(scores):
+            other.plot(*_curve(history, key), marker=".", linestyle="--", label=key)
         other.set(ylabel="validation score")
     figure.legend(loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=120)
-    _close(figure)
 
 
-def _close(figure: Any) -> None:
-    from matplotlib import pyplot as plt
+def _curve(history: Sequence[Row], key: str) -> tuple[list[float], list[float]]:
+    """Return steps and values of the rows that have ``key``, with a gap between runs."""
+    steps: list[float] = []
+    values: list[float] = []
+    for row in history:
+        if key in row:
+            if steps and row["step"] <= steps[-1]:
+                steps.append(math.nan)
+                values.append(math.nan)
+            steps.append(row["step"])
+            values.append(row[key])
+    return steps, values
 
-    plt.close(figure)
+
+def _thinned(items: Sequence[Any], most: int = 8) -> list[Any]:
+    """Return at most ``most`` of the items, evenly spread, the last one among them."""
+    every = -(-len(items) // most)
+    return list(items[::-1][:: max(1, every)][::-1])
