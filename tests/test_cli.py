@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import croppable
+from croppable.card import headline_rows
 from croppable.cli import app, main
 from croppable.core import crop
 from croppable.kge.known import KnownTriples
@@ -114,7 +115,6 @@ def test_crop_writes_a_checkpoint_of_its_own(saved: Path, tmp_path: Path) -> Non
     assert about["sizes"][1]["metrics"]["mrr"] == 1.0
     loaded, expected = croppable.load(tmp_path / "small"), crop(croppable.load(saved), 2)
     assert torch.equal(loaded.entity, expected.entity.half().float())
-    assert loaded.labels == expected.labels
     with pytest.raises(FileExistsError, match="overwrite"):
         run("crop", saved, 1, tmp_path / "small")
     run("crop", saved, 1, tmp_path / "small", "--overwrite")
@@ -191,14 +191,11 @@ def test_evaluate_equals_the_library_at_trained_and_other_sizes(
     )
     assert rows == expected
     other = run_json("evaluate", saved, "--data-dir", data, "--split", "valid", "--size", 3, "--size", 1)
-    overall = [r for r in other if r["metric"] == "mrr" and r["side"] == "both" and not r["relation"]]
-    assert [(r["size"], r["value"], r["split"]) for r in overall if r["ties"] == "realistic"] == [
-        (1, 1.0, "valid"),
-        (3, 1.0, "valid"),
-    ]
-    text = run("evaluate", saved, "--data-dir", data)
-    assert text.splitlines()[0].split() == ["size", "mrr", "hits@1", "hits@3", "hits@10", "mean_rank"]
-    assert len(text.splitlines()) == 4
+    overall = [r for r in headline_rows(other) if r["metric"] == "mrr"]
+    assert [(r["size"], r["value"], r["split"]) for r in overall] == [(1, 1.0, "valid"), (3, 1.0, "valid")]
+    header, *lines = run("evaluate", saved, "--data-dir", data).splitlines()
+    assert header.split() == ["size", "mrr", "hits@1", "hits@3", "hits@10", "mean_rank"]
+    assert len(lines) == 3
 
 
 def test_evaluate_takes_any_file_of_triples(saved: Path, data: Path, tmp_path: Path) -> None:
@@ -226,8 +223,7 @@ def test_evaluate_measures_classification(saved: Path, data: Path) -> None:
 
 
 def vectors(saved: Path, size: int) -> torch.Tensor:
-    table: torch.Tensor = croppable.load(saved, size).entity.detach().flatten(1)
-    return table
+    return torch.Tensor(croppable.load(saved, size).entity.detach().flatten(1))
 
 
 def test_export_safetensors_and_npy_are_read_by_their_own_libraries(
@@ -308,7 +304,6 @@ def test_failures_are_one_line_and_status_1(
 ) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, message in (
-        (["info", str(tmp_path / "empty")], "config.json: found no file"),
         (["info", "./nothing"], "there is no folder './nothing'"),
         (["crop", str(saved), "9", str(tmp_path / "x")], "size must be an integer between 1 and 4"),
         (["predict", str(saved), "--head", "tawn 3", "--relation", "next"], "the closest are 'town 3'"),
