@@ -226,15 +226,31 @@ class MED(nn.Module):
         sizes = self.sizes if sizes is None else tuple(sizes)
         self._check_shapes(outputs_KBC.shape, targets_B.shape, sizes)
         outputs = outputs_KBC.float()
-        constant = torch.tensor([self.size_weights[s] for s in sizes], device=outputs.device)
-        per_size = (
-            self._improvement(outputs, targets_B) * dynamic_weights(sizes, self.w3, self.sizes[-1]) * constant
-        )
+        improvement = self._improvement(outputs, targets_B)
+        return self.reduce(improvement, self._mutual(outputs, sizes), self._distillation(outputs), sizes)
+
+    def reduce(
+        self, improvement_K: Tensor, mutual: Tensor, distill: Tensor, sizes: Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
+        """Weigh and add up the parts of the loss; for those who compute the parts by other means than `terms`.
+
+        Args:
+            improvement_K: L_EI of every size.
+            mutual: Mutual learning, weighted and summed over pairs of neighbours.
+            distill: In-place distillation, weighted and summed over sizes.
+            sizes: As in `terms`.
+
+        Returns:
+            As `terms`.
+        """
+        sizes = self.sizes if sizes is None else tuple(sizes)
+        constant = torch.tensor([self.size_weights[s] for s in sizes], device=improvement_K.device)
+        per_size = improvement_K * dynamic_weights(sizes, self.w3, self.sizes[-1]) * constant
         count = len(sizes) if self.reduction == "mean" else 1
         parts = {
             "evolution": per_size.sum() / count,
-            "mutual": self._mutual(outputs, sizes) / count,
-            "distill": self._distillation(outputs) / count,
+            "mutual": mutual / count,
+            "distill": distill / count,
         }
         loss = parts["evolution"] + parts["mutual"] + parts["distill"]
         learned = {n: w.detach() for n, w in self.named_parameters() if w.requires_grad}

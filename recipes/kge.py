@@ -139,7 +139,7 @@ def build_step(config: Config, task: Task, sizes: tuple[int, ...]) -> LinkPredic
         reduction=config.reduction,
     )
     return LinkPrediction(
-        model, objective, n3=config.n3, n3_balanced=config.n3_balanced,
+        model, objective, n3=config.n3, n3_balance=config.n3_balance,
         compiled="loss" if config.compile else "none",
     )  # fmt: skip
 

@@ -73,8 +73,8 @@ class Config:
     )
     adversarial_temperature: float = flag(0.0, "Self-adversarial negatives (RotatE: 0.5 to 1); 0 is off.")
     distill: float = flag(0.0, "Weight of the KL from the detached largest size; 0 is off.")
-    n3: float = flag(0.01, "Weight of N3 (kbc: 5e-3 to 1e-1; ours tuned on CoDEx-S validation).")
-    n3_balanced: bool = flag(True, "N3 of a segment in proportion to the losses that reach it.")
+    n3: float = flag(0.03, "Weight of N3 (kbc: 5e-3 to 1e-1; ours tuned on CoDEx-S validation).")
+    n3_balance: float = flag(2.0, "Power of the share of sizes that reach a segment, in its N3; 0: even.")
     # sampling
     negatives: str = flag(
         "all", "uniform per query, one shared pool per batch, or every entity.", ("uniform", "shared", "all")

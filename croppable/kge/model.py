@@ -184,6 +184,18 @@ class KGEModel(nn.Module):
         Raises:
             ValueError: If a model that is not reciprocal gets queries of both sides.
         """
+        rows = (
+            _rows(self.entity, anchor),
+            self.relation_rows(relation, side),
+            self.entity if candidates is None else _rows(self.entity, candidates),
+        )
+        if size is None or size == self.size:
+            return rows
+        per_query = candidates is not None and candidates.ndim == 2
+        return rows[0][:, :size], rows[1][:, :size], rows[2][:, :, :size] if per_query else rows[2][:, :size]
+
+    def relation_rows(self, relation: Tensor, side: Side | Tensor) -> Tensor:
+        """Return the rows of relations as they are asked from a side; see `lookup`."""
         if self.reciprocal:
             relation = relation + self.num_relations * (side == "head" if isinstance(side, str) else side)
         elif not isinstance(side, str):
@@ -191,15 +203,20 @@ class KGEModel(nn.Module):
                 "queries of both sides in one batch need a reciprocal model: ask for one side at a time, "
                 "or build the model with reciprocal=True"
             )
-        rows = (
-            _rows(self.entity, anchor),
-            _rows(self.relation, relation),
-            self.entity if candidates is None else _rows(self.entity, candidates),
-        )
-        if size is None or size == self.size:
-            return rows
-        per_query = candidates is not None and candidates.ndim == 2
-        return rows[0][:, :size], rows[1][:, :size], rows[2][:, :, :size] if per_query else rows[2][:, :size]
+        return _rows(self.relation, relation)
+
+    def form(self, side: Side | Tensor) -> Side:
+        """Return the form of the score function: inverse relations always ask for tails."""
+        return side if isinstance(side, str) and not self.reciprocal else "tail"
+
+    def calibrate(self, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return factor and offset of the scores at ``sizes``, ``[K]`` each; the margin is in the offset."""
+        shift = self.entity.new_full((len(sizes),), self.margin)
+        if self.calibration == "none":
+            return torch.ones_like(shift), shift
+        index = [self.sizes.index(size) for size in sizes]
+        shift = shift + self.offset[index] if self.calibration == "affine" else shift
+        return self.log_scale[index].exp(), shift
 
     def score_rows(
         self,
@@ -211,13 +228,12 @@ class KGEModel(nn.Module):
         side: Side | Tensor,
     ) -> Tensor:
         """Score rows from `lookup` at ``sizes``, ``[K, B, N]``; separate so that it can be compiled alone."""
-        form: Side = side if isinstance(side, str) and not self.reciprocal else "tail"
+        form = self.form(side)
         raw = prefix_scores(self.function, sizes, anchor_rows, relation_rows, candidate_rows, form)
         if self.calibration == "none":
             return raw + self.margin if self.margin else raw
-        index = [self.sizes.index(size) for size in sizes]
-        scaled = raw * self.log_scale[index].exp()[:, None, None] + self.margin
-        return scaled + self.offset[index][:, None, None] if self.calibration == "affine" else scaled
+        scale, shift = self.calibrate(sizes)
+        return raw * scale[:, None, None] + shift[:, None, None]
 
 
 def _rows(table: Tensor, ids: Tensor) -> Tensor:

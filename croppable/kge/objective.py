@@ -6,12 +6,16 @@ croppable/kge/sampling.py, the loop is croppable/training.py.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from typing import Literal
+from functools import lru_cache
+from types import ModuleType
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from croppable.compiling import compile_or_not
 from croppable.core import Nested
 from croppable.kge.model import KGEModel
 from croppable.kge.scores import Side
@@ -19,7 +23,24 @@ from croppable.med import MED
 
 __all__ = ["LinkPrediction", "segment_n3"]
 
+Compiled = Literal["none", "loss", "auto"]
+
 MASKED = -1e4  # score of a negative that is the answer itself: probability zero, and still finite
+
+_log = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=1)
+def _kernels() -> ModuleType | None:
+    """Import the kernels; where numba is missing, say so once."""
+    try:
+        from croppable.kge import compiled_step
+    except ModuleNotFoundError as error:
+        if error.name not in ("numba", "llvmlite"):
+            raise
+        _log.warning("no compiled kernels: %s is missing; pip install 'croppable[kge]'", error.name)
+        return None
+    return compiled_step
 
 
 def segment_n3(rows: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -45,10 +66,19 @@ class LinkPrediction(nn.Module):
         model: The embedding model.
         objective: Over ``[K, B, C]`` scores and the index of the true column.
         n3: Weight of N3; 0 is off.
-        n3_balanced: Weigh the N3 of a segment by the share of the sizes whose loss reaches it (segment k of
-            K: (K - k) / K), so that every segment feels losses and penalty in the same proportion. Without it
-            the late segments, which few losses reach, are over-regularised.
-        compiled: Whether ``torch.compile`` fuses scores and losses after the gather ("loss"), or not ("none").
+        n3_balance: Weigh the N3 of a segment by the share of the sizes whose loss reaches it, (K - k) / K for
+            segment k of K, to this power. At 0 the late segments, which few losses reach, are
+            over-regularised; at 1 every segment feels losses and penalty in the same proportion; 2 also
+            follows the best weight of separate training, which falls with the size (docs/med.md).
+        compiled: "loss": ``torch.compile`` fuses scores and losses after the gather; without a C++ compiler
+            this warns once and runs as "none". "auto": on the CPU, kernels that read the table's rows where
+            they lie (croppable/kge/compiled_step.py; needs numba) where they know score and objective; on
+            other devices "loss". "none": neither; the specification of the others.
+        sparse: Whether the gradient of the entity table holds the touched rows only, for optimizers that take
+            it (Adagrad, SparseAdam); needs "auto" and its kernels.
+
+    Raises:
+        ValueError: If ``compiled`` is unknown.
     """
 
     def __init__(
@@ -57,16 +87,19 @@ class LinkPrediction(nn.Module):
         objective: MED,
         *,
         n3: float = 0.0,
-        n3_balanced: bool = True,
-        compiled: Literal["none", "loss"] = "none",
+        n3_balance: float = 2.0,
+        compiled: Compiled = "none",
+        sparse: bool = False,
     ) -> None:
         super().__init__()
+        if compiled not in get_args(Compiled):
+            raise ValueError(f"compiled must be one of {', '.join(get_args(Compiled))}, got {compiled!r}")
         self.nested = Nested(model, model.sizes)
         self.objective = objective
-        self.n3, self.n3_balanced = n3, n3_balanced
-        self._loss: Callable[..., dict[str, Tensor]] = self._loss_of_rows
-        if compiled == "loss":
-            self._loss = torch.compile(self._loss_of_rows, dynamic=False)
+        self.n3, self.n3_balance = n3, n3_balance
+        self.compiled: Compiled = compiled
+        self.sparse = sparse
+        self._compiled_loss: Callable[..., dict[str, Tensor]] | None = None
 
     @property
     def model(self) -> KGEModel:
@@ -95,12 +128,20 @@ class LinkPrediction(nn.Module):
         Returns:
             Scalars: "loss" and its parts.
         """
+        if self.compiled == "auto" and negatives is not None:
+            losses = self._by_kernels(anchor, relation, target, negatives, side)
+            if losses is not None:
+                return losses
         per_query = negatives is not None and negatives.ndim == 2
         candidates = torch.cat([target[:, None], negatives], 1) if per_query else negatives
         rows = self.model.lookup(anchor, relation, candidates, side)
         answers = None if per_query else self.model.lookup(target, relation, None, side)[0]
         shared = None if per_query else negatives
-        return self._loss(*rows, answers, target, shared, negatives is None, side)
+        loss = self._loss_of_rows
+        if self.compiled == "loss" or (self.compiled == "auto" and anchor.device.type != "cpu"):
+            self._compiled_loss = self._compiled_loss or compile_or_not(self._loss_of_rows)
+            loss = self._compiled_loss
+        return loss(*rows, answers, target, shared, negatives is None, side)
 
     def _loss_of_rows(
         self,
@@ -123,10 +164,41 @@ class LinkPrediction(nn.Module):
             scores = torch.cat([own, scores], -1)
         true_column = target if against_all else torch.zeros_like(target)
         losses = self.objective.terms(scores, true_column)
-        if self.n3:
-            share = [(len(sizes) - k) / len(sizes) if self.n3_balanced else 1.0 for k in range(len(sizes))]
-            weights = torch.tensor(share, device=anchor.device)
-            cubes = torch.stack([segment_n3(rows, sizes) for rows in (anchor, relation, answers)])
-            penalty = (cubes @ weights).sum()
-            losses = {**losses, "n3": self.n3 * penalty, "loss": losses["loss"] + self.n3 * penalty}
-        return losses
+        return self._penalised(losses, anchor, relation, answers)
+
+    def _penalised(self, losses: dict[str, Tensor], *rows: Tensor) -> dict[str, Tensor]:
+        """Add N3 of anchors, relations and answers."""
+        if not self.n3:
+            return losses
+        sizes = self.nested.sizes
+        share = [((len(sizes) - k) / len(sizes)) ** self.n3_balance for k in range(len(sizes))]
+        cubes = torch.stack([segment_n3(part, sizes) for part in rows])
+        penalty = self.n3 * (cubes @ torch.tensor(share, device=cubes.device)).sum()
+        return {**losses, "n3": penalty, "loss": losses["loss"] + penalty}
+
+    def _by_kernels(
+        self, anchor: Tensor, relation: Tensor, target: Tensor, negatives: Tensor, side: Side | Tensor
+    ) -> dict[str, Tensor] | None:
+        """Compute the losses of a batch by kernels, or None where they do not apply."""
+        model, objective, sizes = self.model, self.objective, self.nested.sizes
+        kernels = _kernels()
+        if kernels is None or not kernels.supports(model.function, model.entity, objective):
+            return None
+        relation_rows = model.relation_rows(relation, side)
+        step = kernels.BinaryStep(model.function, sizes, objective, self.sparse)
+        improvement, mutual = step(
+            model.entity,
+            relation_rows,
+            *model.calibrate(sizes),
+            anchor,
+            target,
+            negatives,
+            model.form(side),
+        )
+        count = len(target) * (1 + negatives.shape[-1]) if objective.mutual_reduction == "mean" else 1
+        distill = improvement.new_zeros(())
+        losses = objective.reduce(improvement, objective.mutual * mutual.sum() / count, distill)
+        if not self.n3:
+            return losses
+        own, answers = model.lookup(torch.cat([anchor, target]), relation, None, side)[0].chunk(2)
+        return self._penalised(losses, own, relation_rows, answers)

@@ -28,10 +28,10 @@ def step_of(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_()
-    balanced = options.pop("n3_balanced", True)
+    balance = options.pop("n3_balance", 1.0)
     compiled = options.pop("compiled", "none")
     objective = MED(SIZES, task=task, **{**OFF, **options})
-    return LinkPrediction(model, objective, n3=n3, n3_balanced=balanced, compiled=compiled)
+    return LinkPrediction(model, objective, n3=n3, n3_balance=balance, compiled=compiled)
 
 
 def nested_mean(step: LinkPrediction, loss: Any) -> Tensor:
@@ -118,13 +118,13 @@ def test_n3_has_a_finite_gradient_at_zero() -> None:
     assert bool(rows.grad.isfinite().all())
 
 
-@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("balance", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("negatives", [None, NEGATIVES, POOL], ids=["all", "own", "shared"])
-def test_n3_is_weighed_by_the_sizes_that_reach_a_segment(negatives: Tensor | None, balanced: bool) -> None:
-    step, plain = step_of(n3=0.5, n3_balanced=balanced), step_of()
+def test_n3_is_weighed_by_the_sizes_that_reach_a_segment(negatives: Tensor | None, balance: float) -> None:
+    step, plain = step_of(n3=0.5, n3_balance=balance), step_of()
     model = step.model
     entity, relation = model.entity.norm(dim=-1) ** 3, model.relation.norm(dim=-1) ** 3
-    weights = torch.tensor([1, 1, 2 / 3, 2 / 3, *[1 / 3] * 4]) if balanced else torch.ones(8)
+    weights = torch.tensor([1, 1, 2 / 3, 2 / 3, *[1 / 3] * 4]) ** balance
     rows = (entity[ANCHOR], relation[RELATION], entity[TARGET])
     penalty = 0.5 * sum((cubes.mean(0) * weights).sum() for cubes in rows)
     terms = step(*BATCH, negatives)
