@@ -87,8 +87,8 @@ class _Corners(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(tensor: Tensor, *shapes: Sequence[int]) -> tuple[Tensor, ...]:
-        return tuple(corner(tensor, shape) for shape in shapes)
+    def forward(tensor: Tensor, name: str, *shapes: Sequence[int]) -> tuple[Tensor, ...]:
+        return tuple(corner(tensor, shape, name) for shape in shapes)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -120,10 +120,9 @@ def corners(tensor: Tensor, shapes: Sequence[Sequence[int]], name: str = "tensor
     Raises:
         ValueError: As `corner`.
     """
-    views = tuple(corner(tensor, shape, name) for shape in shapes)
     if not (tensor.requires_grad and torch.is_grad_enabled()):
-        return views
-    gathered: tuple[Tensor, ...] = _Corners.apply(tensor, *shapes)  # type: ignore[no-untyped-call]
+        return tuple(corner(tensor, shape, name) for shape in shapes)
+    gathered: tuple[Tensor, ...] = _Corners.apply(tensor, name, *shapes)  # type: ignore[no-untyped-call]
     return gathered
 
 
