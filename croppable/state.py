@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from croppable.atomic import new_folder
 
-__all__ = ["StateFolder", "flatten", "unflatten"]
+__all__ = ["StateFolder", "flatten", "random_states", "set_random_states", "unflatten"]
 
 TENSORS, TREE, DONE = "tensors.safetensors", "tree.json", "done.json"
 _STATE = re.compile(r"^step-(\d{8,})$")
@@ -34,9 +37,10 @@ def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
 
     def visit(node: Any, path: str) -> Any:
         if isinstance(node, Tensor):
-            tensors[path] = node.detach().cpu().contiguous().clone()
-            return {"tensor": path}
-        if isinstance(node, dict):
+            name = f"{len(tensors)}:{path}"  # the number keeps "a/b" apart from b inside a
+            tensors[name] = node.detach().cpu().contiguous().clone()
+            return {"tensor": name}
+        if isinstance(node, dict) and all(isinstance(key, str | int) for key in node):
             return {"dict": [[key, visit(value, f"{path}/{key}")] for key, value in node.items()]}
         if isinstance(node, list | tuple):
             kind = "list" if isinstance(node, list) else "tuple"
@@ -44,7 +48,8 @@ def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
         if node is None or isinstance(node, bool | int | float | str):
             return {"value": node}
         raise TypeError(
-            f"a training state holds tensors, dicts, lists and scalars, got {type(node)} at {path}"
+            f"a training state holds tensors, lists, scalars, and dicts of str or int, got {type(node)} at "
+            f"'{path}'"
         )
 
     return visit(tree, ""), tensors
@@ -92,6 +97,15 @@ class StateFolder:
         found = self.complete()
         return found[-1] if found else None
 
+    def clear(self) -> None:
+        """Remove every state, complete or not; other files are left alone."""
+        states = (path for path in self.root.glob("step-*") if _STATE.match(path.name))
+        for path in (*states, *self._unfinished()):
+            shutil.rmtree(path)
+
+    def _unfinished(self) -> Iterator[Path]:
+        return self.root.glob(".step-*.writing")
+
     def write(self, step: int, tree: Any) -> Path:
         """Write the state after ``step`` optimizer steps, then remove those that are too old.
 
@@ -108,10 +122,8 @@ class StateFolder:
         with new_folder(folder) as temporary:
             save_file(tensors, temporary / TENSORS)
             (temporary / TREE).write_text(json.dumps(skeleton), encoding="utf-8")
-            digests = {name: _digest(temporary / name) for name in (TENSORS, TREE)}
-            (temporary / DONE).write_text(json.dumps(digests), encoding="utf-8")
-        unfinished = self.root.glob(".step-*.writing")
-        for old in (*self.complete()[: -self.keep], *unfinished):
+            (temporary / DONE).write_text(json.dumps(_digests(temporary)), encoding="utf-8")
+        for old in (*self.complete()[: -self.keep], *self._unfinished()):
             shutil.rmtree(old)
         return folder
 
@@ -133,13 +145,35 @@ class StateFolder:
         return unflatten(skeleton, load_file(newest / TENSORS))
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def random_states() -> dict[str, Any]:
+    """Return the states of the random generators of this process, as a tree for `flatten`."""
+    version, internal, gauss = random.getstate()
+    states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": [version, list(internal), gauss]}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Take up what `random_states` returned."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    torch.set_rng_state(states["torch"].cpu())
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"].cpu())
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    digests = {}
+    for name in (TENSORS, TREE):
+        with (folder / name).open("rb") as file:
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def _is_complete(folder: Path) -> bool:
-    if not (folder / DONE).is_file():
+    try:
+        sealed = json.loads((folder / DONE).read_text(encoding="utf-8"))
+        return bool(sealed == _digests(folder))
+    except (FileNotFoundError, ValueError):  # a file is missing, or the seal is no JSON
         return False
-    digests = json.loads((folder / DONE).read_text(encoding="utf-8"))
-    return all((folder / name).is_file() and _digest(folder / name) == want for name, want in digests.items())

@@ -8,8 +8,8 @@ croppable/state.py; resuming from it gives the weights that an uninterrupted run
 from __future__ import annotations
 
 import math
-import random
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm.auto import tqdm
 
-from croppable.state import StateFolder
+from croppable.state import StateFolder, random_states, set_random_states
 
 __all__ = ["FitResult", "TrainingError", "fit", "linear_schedule"]
 
@@ -29,7 +29,7 @@ BAR_EVERY = 20  # steps between updates of the progress bar: reading a loss wait
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: a loss was not finite."""
+    """Training cannot go on: a loss was not finite, or there are no more batches."""
 
 
 class FitResult(NamedTuple):
@@ -107,8 +107,10 @@ def fit(
         evaluate: Called with the step number in eval mode; its "score" (higher is better) picks the best.
         evaluate_every: Steps between evaluations; the last step is always evaluated.
         patience: Stop after so many evaluations in a row without a better score; 0 never stops early.
-        state_dir: Folder of training states; needed for ``checkpoint_every``, ``resume`` and signals.
-        checkpoint_every: Steps between states; 0 writes none but on a signal.
+        state_dir: Folder of this run's training states, needed for ``checkpoint_every`` and ``resume``; with
+            it a SIGTERM or Ctrl-C ends the run after a state is written. States of an earlier run are
+            removed unless it is resumed: they must not be taken for this run's.
+        checkpoint_every: Steps between states, the last step always included; 0 writes none but on a signal.
         keep: Newest states kept, at least 2.
         resume: Go on from the newest complete state in ``state_dir``.
         log_every: Steps between logged losses.
@@ -116,42 +118,48 @@ def fit(
         description: Label of the progress bar.
 
     Raises:
-        TrainingError: If a loss is not finite; names the step and the newest state.
-        ValueError: If arguments contradict each other or the batches run out.
+        TrainingError: If a loss is not finite, which names the step and the newest state; or if the batches
+            run out.
+        FileNotFoundError: If there is no complete state to resume from.
+        ValueError: If arguments contradict each other, or the state is of another setup.
     """
     if (checkpoint_every or resume) and state_dir is None:
         raise ValueError("checkpoint_every and resume need state_dir, the folder of training states")
+    if num_steps < 1 or accumulation < 1:
+        raise ValueError(f"num_steps and accumulation must be at least 1, got {num_steps} and {accumulation}")
     states = None if state_dir is None else StateFolder(state_dir, keep=keep)
     module, optimizer = accelerator.prepare(step, optimizer)
     run = _Run(accelerator, step, module, optimizer, scheduler, states)
-    if resume:
-        run.restore()
+    run.start(resume)
     progress = run.progress
     source = iter(batches(progress.step * accumulation))
     bar = tqdm(total=num_steps, initial=progress.step, desc=description, unit="step",
                disable=not accelerator.is_main_process)  # fmt: skip
-    stopped = "finished"
+
+    def due(every: int) -> bool:
+        return bool(every) and progress.step % every == 0
+
+    def finished() -> bool:
+        return progress.step >= num_steps or (bool(patience) and progress.bad_evaluations >= patience)
+
+    interrupted = False
     with _signals() as received, bar:
-        while progress.step < num_steps:
+        while not (finished() or interrupted):
             run.optimize(source, accumulation, clip_norm)
             bar.update()
-            if progress.step % BAR_EVERY == 0:
-                bar.set_postfix(loss=f"{run.last_loss():.4f}", refresh=False)
             last = progress.step == num_steps
-            if progress.step % log_every == 0 or last:
+            if due(BAR_EVERY):
+                bar.set_postfix(loss=f"{run.last_loss():.4f}", refresh=False)
+            if last or due(log_every):
                 run.log_losses(log)
-            if evaluate and (last or (evaluate_every and progress.step % evaluate_every == 0)):
+            if evaluate and (last or due(evaluate_every)):
                 run.evaluate(evaluate, log)
-            early = bool(patience) and progress.bad_evaluations >= patience
             interrupted = run.agree(bool(received))
-            periodic = checkpoint_every and progress.step % checkpoint_every == 0
-            if states and (periodic or (interrupted and not last)):
+            if due(checkpoint_every) or interrupted or (checkpoint_every and finished()):
                 run.save()
-            if early or (interrupted and not last):
-                stopped = "early" if early else "interrupted"
-                break
-    if progress.best_weights is not None and stopped != "interrupted":
+    if progress.best_weights is not None:
         step.load_state_dict(progress.best_weights)
+    stopped = "interrupted" if interrupted else "finished" if progress.step >= num_steps else "early"
     return FitResult(progress.step, progress.best_step, stopped, progress.history)
 
 
@@ -170,16 +178,34 @@ class _Run:
         self.accelerator, self.step, self.module = accelerator, step, module
         self.optimizer, self.scheduler, self.states = optimizer, scheduler, states
         self.progress = _Progress()
+        # What a state must have been written with to go on from it.
+        self.setup = {
+            "processes": accelerator.num_processes,
+            "optimizer": type(optimizer.optimizer).__name__,
+            "scheduler": type(scheduler).__name__,
+        }
         self._losses: dict[str, Tensor] = {}
         self._first_bad = torch.full((), -1, dtype=torch.long, device=accelerator.device)
+
+    def start(self, resume: bool) -> None:
+        """Take up the newest state, or make room for those of a fresh run."""
+        if resume:
+            self.restore()
+        elif self.states and self.accelerator.is_main_process:
+            self.states.clear()
+        self.accelerator.wait_for_everyone()
 
     def optimize(self, source: Iterator[Mapping[str, Any]], accumulation: int, clip: float | None) -> None:
         """Do one optimizer step over ``accumulation`` micro-batches."""
         self.module.train()
+        totals: dict[str, Tensor] = {}
         for micro in range(accumulation):
             batch = next(source, None)
             if batch is None:
-                raise ValueError(f"the batches ran out at step {self.progress.step}: they must not end")
+                raise TrainingError(
+                    f"the batches ran out after step {self.progress.step}: there must be {accumulation} for "
+                    f"every step up to the last"
+                )
             final = micro == accumulation - 1
             guard: AbstractContextManager[Any] = (
                 nullcontext() if final else self.accelerator.no_sync(self.module)
@@ -189,7 +215,9 @@ class _Run:
                     outputs = self.module(**batch)
                 losses = outputs if isinstance(outputs, Mapping) else {"loss": outputs}
                 self.accelerator.backward(losses["loss"] / accumulation)
-        self._losses = {name: value.detach() for name, value in losses.items()}
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0) + value.detach() / accumulation
+        self._losses = totals
         bad = ~torch.isfinite(self._losses["loss"])
         here = torch.where(bad, self.progress.step + 1, -1)
         self._first_bad = torch.where(self._first_bad < 0, here, self._first_bad)
@@ -256,16 +284,18 @@ class _Run:
         """Write a state on the main process, with the random states of all of them."""
         from accelerate.utils import gather_object
 
+        if self.states is None:
+            return
         self._check_finite()
-        random_states = gather_object([_random_states()])
         tree = {
             "step": self.step.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
             "progress": vars(self.progress),
-            "random": random_states,
+            "random": gather_object([random_states()]),
+            "setup": self.setup,
         }
-        if self.states and self.accelerator.is_main_process:
+        if self.accelerator.is_main_process:
             self.states.write(self.progress.step, tree)
         self.accelerator.wait_for_everyone()
 
@@ -274,37 +304,29 @@ class _Run:
 
         Raises:
             FileNotFoundError: If there is none.
-            ValueError: If it was written by another number of processes.
+            ValueError: If it was written by another number of processes, another optimizer or scheduler, or
+                for another model.
         """
         assert self.states is not None
         tree = self.states.read()
-        if len(tree["random"]) != self.accelerator.num_processes:
+        if tree["setup"] != self.setup:
             raise ValueError(
-                f"the state in {self.states.root} was written by {len(tree['random'])} processes: resume "
-                f"with as many, got {self.accelerator.num_processes}"
+                f"the state in {self.states.root} was written with {tree['setup']}, but this run has "
+                f"{self.setup}: resume with the flags that it was started with"
             )
-        self.step.load_state_dict(tree["step"])
-        self.optimizer.load_state_dict(tree["optimizer"])
+        try:
+            self.step.load_state_dict(tree["step"])
+            self.optimizer.load_state_dict(tree["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"the state in {self.states.root} is of another model ({reason}): resume with the flags that "
+                f"it was started with"
+            ) from error
         if self.scheduler is not None:
             self.scheduler.load_state_dict(tree["scheduler"])
         vars(self.progress).update(tree["progress"])
-        _set_random_states(tree["random"][self.accelerator.process_index])
-
-
-def _random_states() -> dict[str, Any]:
-    version, internal, gauss = random.getstate()
-    states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": [version, list(internal), gauss]}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def _set_random_states(states: dict[str, Any]) -> None:
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    torch.set_rng_state(states["torch"].cpu())
-    if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"].cpu())
+        set_random_states(tree["random"][self.accelerator.process_index])
 
 
 @contextmanager
@@ -317,7 +339,9 @@ def _signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Python delivers signals to the main thread only, and lets no other thread ask for them.
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield received
     finally:

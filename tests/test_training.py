@@ -1,0 +1,474 @@
+"""The training loop on a module of nine numbers: laws of resuming, stopping, accumulating and of signals."""
+
+import math
+import os
+import random
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from croppable.training import FitResult, TrainingError, fit, linear_schedule
+
+STEPS = 12
+
+
+class Step(nn.Module):
+    """Linear regression with noise from the global generator, so that a resume must restore that too."""
+
+    def __init__(self, noise: float = 0.1) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.noise = noise
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        noise = self.noise * (torch.randn_like(x) + random.random()) if self.training else 0.0
+        loss = (self.linear(x + noise) - y).square().mean()
+        return {"loss": loss, "half": loss / 2}
+
+
+def rows(first: int, count: int, size: int = 4) -> Iterator[dict[str, Tensor]]:
+    """The micro-batches from ``first`` on: what they hold depends on their number alone."""
+    for number in range(first, count):
+        x = torch.randn(size, 3, generator=torch.Generator().manual_seed(number))
+        yield {"x": x, "y": x[:, :2] * 2}
+
+
+@pytest.fixture(scope="module")
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def train(accelerator: Accelerator) -> Callable[..., tuple[Step, FitResult]]:
+    """Train a fresh module with Adam under a linear schedule, from the same seed each time."""
+
+    def run(
+        batches: Callable[[int], Iterator[Mapping[str, Tensor]]] = lambda first: rows(first, 10**6),
+        *,
+        steps: int = STEPS,
+        optimizer: Any = torch.optim.Adam,
+        lr: float = 0.05,
+        scheduled: bool = True,
+        module: Step | None = None,
+        **options: Any,
+    ) -> tuple[Step, FitResult]:
+        torch.manual_seed(0)
+        random.seed(0)
+        module = Step() if module is None else module
+        own = optimizer(module.parameters(), lr=lr)
+        schedule = linear_schedule(own, steps) if scheduled else None
+        result = fit(
+            module, batches, accelerator=accelerator, optimizer=own, num_steps=steps, scheduler=schedule,
+            **options,
+        )  # fmt: skip
+        return module, result
+
+    return run
+
+
+Train = Callable[..., tuple[Step, FitResult]]
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def states(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+
+
+class Scores:
+    """An evaluation with a score for each step asked for."""
+
+    def __init__(self, *values: float) -> None:
+        self.values, self.steps = list(values), []
+
+    def __call__(self, step: int) -> dict[str, float]:
+        self.steps.append(step)
+        return {"score": self.values[len(self.steps) - 1]}
+
+
+def stop_at(
+    number: int, what: signal.Signals = signal.SIGTERM
+) -> Callable[[int], Iterator[dict[str, Tensor]]]:
+    """Batches during whose ``number``-th this process gets a signal."""
+
+    def batches(first: int) -> Iterator[dict[str, Tensor]]:
+        for i, row in enumerate(rows(first, 10**6), first + 1):
+            if i == number:
+                os.kill(os.getpid(), what)
+            yield row
+
+    return batches
+
+
+# ------------------------------------------------------------------------------------ the plain course
+
+
+def test_equals_a_loop_written_by_hand(train: Train) -> None:
+    module, result = train(log_every=1)
+    torch.manual_seed(0)
+    random.seed(0)
+    plain = Step()
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.05)
+    losses, rates = [], []
+    for i, batch in enumerate(rows(0, STEPS)):
+        loss = plain(**batch)["loss"]
+        loss.backward()
+        optimizer.step()
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 * (STEPS - i - 1) / STEPS
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert equal(module, plain)
+    assert (result.steps, result.best_step, result.stopped) == (STEPS, None, "finished")
+    assert [row["step"] for row in result.history] == list(range(1, STEPS + 1))
+    assert [row["loss"] for row in result.history] == losses
+    assert [row["half"] for row in result.history] == [loss / 2 for loss in losses]
+    assert [row["learning_rate"] for row in result.history] == pytest.approx(rates)
+
+
+def test_the_same_seed_gives_the_same_weights(train: Train) -> None:
+    assert equal(train()[0], train()[0])
+
+
+def test_a_step_may_return_just_its_loss(train: Train) -> None:
+    class Bare(Step):
+        def forward(self, x: Tensor, y: Tensor) -> Any:
+            return super().forward(x, y)["loss"]
+
+    torch.manual_seed(0)
+    bare = Bare()
+    _, result = train(module=bare)
+    assert set(result.history[-1]) == {"step", "loss", "learning_rate"}
+
+
+def test_the_schedule_rises_over_the_warm_up_and_falls_to_zero() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=8.0)
+    schedule = linear_schedule(optimizer, 6, warmup_steps=2)
+    rates = []
+    for _ in range(8):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == [0, 4, 8, 6, 4, 2, 0, 0]
+
+
+def test_losses_are_logged_now_and_then_and_at_the_end(train: Train) -> None:
+    seen: list[dict[str, Any]] = []
+    _, result = train(log_every=5, log=seen.append)
+    assert [row["step"] for row in seen] == [5, 10, 12]
+    assert seen == result.history
+
+
+# -------------------------------------------------------------------------------- accumulation, clipping
+
+
+def test_accumulation_equals_a_larger_batch(train: Train) -> None:
+    def joined(first: int) -> Iterator[dict[str, Tensor]]:
+        parts = rows(3 * first, 10**6)
+        for one, two, three in zip(parts, parts, parts, strict=False):
+            yield {name: torch.cat([one[name], two[name], three[name]]) for name in one}
+
+    quiet = lambda: Step(noise=0.0)  # noqa: E731
+    torch.manual_seed(0)
+    small, logged = train(accumulation=3, log_every=1, module=quiet(), optimizer=torch.optim.SGD)
+    torch.manual_seed(0)
+    large, expected = train(joined, log_every=1, module=quiet(), optimizer=torch.optim.SGD)
+    for a, b in zip(small.parameters(), large.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    losses = [[row["loss"] for row in result.history] for result in (logged, expected)]
+    assert losses[0] == pytest.approx(losses[1])
+
+
+def test_gradients_are_clipped_by_their_global_norm(train: Train) -> None:
+    torch.manual_seed(0)
+    start = Step()
+    free, _ = train(steps=1, optimizer=torch.optim.SGD, lr=1.0, scheduled=False)
+    clipped, _ = train(steps=1, optimizer=torch.optim.SGD, lr=1.0, scheduled=False, clip_norm=0.01)
+
+    def moved(module: Step) -> Tensor:
+        pairs = zip(module.parameters(), start.parameters(), strict=True)
+        return torch.cat([(a - b).flatten() for a, b in pairs])
+
+    assert moved(clipped).norm().item() == pytest.approx(0.01, rel=1e-3)
+    torch.testing.assert_close(moved(clipped), moved(free) / moved(free).norm() * 0.01, atol=1e-6, rtol=1e-3)
+
+
+# --------------------------------------------------------------------------- evaluation and early stopping
+
+
+def test_the_best_weights_are_left_in_the_module(train: Train) -> None:
+    scores = Scores(1.0, 3.0, 2.0, 0.0)
+    module, result = train(evaluate=scores, evaluate_every=3)
+    assert scores.steps == [3, 6, 9, 12]
+    assert (result.best_step, result.stopped, result.steps) == (6, "finished", STEPS)
+    halfway = train(stop_at(6))[0]
+    assert equal(module, halfway)
+    assert [row["score"] for row in result.history if "score" in row] == [1, 3, 2, 0]
+
+
+def test_the_last_step_is_always_evaluated(train: Train) -> None:
+    for every, expected in ((5, [5, 10, 12]), (0, [12]), (100, [12])):
+        scores = Scores(0.0, 0.0, 0.0)
+        train(evaluate=scores, evaluate_every=every)
+        assert scores.steps == expected
+
+
+def test_patience_counts_evaluations_without_a_better_score(train: Train) -> None:
+    scores = Scores(1.0, 2.0, 2.0, 1.0, 5.0, 5.0)
+    _, result = train(evaluate=scores, evaluate_every=2, patience=2)
+    assert (result.stopped, result.steps, result.best_step) == ("early", 8, 4)
+    scores = Scores(1.0, 0.5, 2.0, 0.5, 3.0, 0.0)
+    _, result = train(evaluate=scores, evaluate_every=2, patience=2)
+    assert (result.stopped, result.steps, result.best_step) == ("finished", STEPS, 10)
+
+
+def test_evaluation_sees_eval_mode_and_no_gradients_and_training_goes_on_in_train_mode(train: Train) -> None:
+    module, modes = Step(), []
+
+    def evaluate(step: int) -> dict[str, float]:
+        modes.append((module.training, torch.is_grad_enabled()))
+        return {"score": float(step)}
+
+    modes_in_training = []
+    module.linear.register_forward_pre_hook(lambda *_: modes_in_training.append(module.training))
+    train(module=module, evaluate=evaluate, evaluate_every=4)
+    assert modes == [(False, False)] * 3
+    assert modes_in_training == [True] * STEPS
+
+
+# ------------------------------------------------------------------------------------- states and resuming
+
+EVALUATED: dict[str, Any] = {"evaluate_every": 3, "log_every": 1}
+
+
+@pytest.mark.parametrize("stop", range(1, STEPS))
+def test_resuming_equals_not_stopping_bit_for_bit(train: Train, tmp_path: Path, stop: int) -> None:
+    values = (1.0, 4.0, 2.0, 3.0)
+    whole, expected = train(evaluate=Scores(*values), **EVALUATED)
+    _, first = train(stop_at(stop), evaluate=Scores(*values), state_dir=tmp_path, **EVALUATED)
+    assert (first.stopped, first.steps, states(tmp_path)) == ("interrupted", stop, [stop])
+    torch.manual_seed(99)  # whatever the new process does before
+    rest = Scores(*values[stop // 3 :])
+    module, result = train(evaluate=rest, state_dir=tmp_path, resume=True, **EVALUATED)
+    assert result == expected
+    assert rest.steps == [step for step in (3, 6, 9, 12) if step > stop]
+    assert equal(module, whole)
+
+
+def test_resuming_with_accumulation_begins_at_the_right_micro_batch(train: Train, tmp_path: Path) -> None:
+    whole, expected = train(accumulation=3, log_every=1)
+    train(stop_at(14), accumulation=3, log_every=1, state_dir=tmp_path)
+    assert states(tmp_path) == [5]
+    module, result = train(accumulation=3, log_every=1, state_dir=tmp_path, resume=True)
+    assert equal(module, whole)
+    assert result == expected
+
+
+def test_states_are_written_regularly_and_at_the_end_and_the_newest_are_kept(
+    train: Train, tmp_path: Path
+) -> None:
+    train(state_dir=tmp_path / "a", checkpoint_every=5)
+    assert states(tmp_path / "a") == [10, 12]
+    train(state_dir=tmp_path / "b", checkpoint_every=2, keep=3)
+    assert states(tmp_path / "b") == [8, 10, 12]
+    train(state_dir=tmp_path / "c")
+    assert states(tmp_path / "c") == []
+
+
+def test_resuming_a_finished_run_changes_nothing(train: Train, tmp_path: Path) -> None:
+    options = {"evaluate_every": 3, "checkpoint_every": 4, "state_dir": tmp_path}
+    whole, expected = train(evaluate=Scores(1.0, 4.0, 2.0, 3.0), **options)
+    module, result = train(evaluate=Scores(), resume=True, **options)
+    assert equal(module, whole)
+    assert result == expected
+
+
+def test_resuming_a_run_that_stopped_early_does_not_go_on(train: Train, tmp_path: Path) -> None:
+    options = {"evaluate_every": 2, "patience": 2, "checkpoint_every": 100, "state_dir": tmp_path}
+    whole, expected = train(evaluate=Scores(1.0, 2.0, 2.0, 1.0), **options)
+    assert states(tmp_path) == [8]
+    module, result = train(evaluate=Scores(), resume=True, **options)
+    assert (result, result.stopped, equal(module, whole)) == (expected, "early", True)
+
+
+def test_a_fresh_run_removes_the_states_of_an_earlier_one(train: Train, tmp_path: Path) -> None:
+    train(state_dir=tmp_path, checkpoint_every=4)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / ".step-00000020.abc.writing").mkdir()
+    train(stop_at(2), state_dir=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"notes", "step-00000002"}
+    _, result = train(state_dir=tmp_path, resume=True)
+    assert result.steps == STEPS
+
+
+def test_a_spoilt_newest_state_gives_way_to_the_one_before(train: Train, tmp_path: Path) -> None:
+    whole, _ = train(state_dir=tmp_path, checkpoint_every=4)
+    path = tmp_path / "step-00000012" / "tensors.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    module, result = train(state_dir=tmp_path, checkpoint_every=4, resume=True)
+    assert equal(module, whole)
+    assert (result.steps, states(tmp_path)) == (STEPS, [8, 12])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({}, FileNotFoundError, "no complete training state in FOLDER: start without"),
+        ({"optimizer": torch.optim.SGD}, ValueError, "in FOLDER was written with {'processes': 1,"),
+        ({"scheduled": False}, ValueError, "resume with the flags that it was started with"),
+        ({"module": "wider"}, ValueError, "is of another model (Error(s) in loading state_dict for Step:"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_resumed_is_refused(
+    train: Train, tmp_path: Path, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    if options:
+        train(stop_at(3), state_dir=tmp_path)
+    if options.get("module") == "wider":
+        options = {"module": Step()}
+        options["module"].linear = nn.Linear(4, 2)
+    with pytest.raises(error, match=re.escape(message.replace("FOLDER", str(tmp_path)))):
+        train(state_dir=tmp_path, resume=True, **options)
+
+
+def test_a_state_of_another_number_of_processes_is_refused(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(stop_at(3), state_dir=tmp_path)
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    with pytest.raises(
+        ValueError, match=r"written with \{'processes': 1, .* but this run has \{'processes': 2"
+    ):
+        train(state_dir=tmp_path, resume=True)
+
+
+# ------------------------------------------------------------------------------------------------ signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_the_step_with_a_state(
+    train: Train, tmp_path: Path, number: signal.Signals
+) -> None:
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    _, result = train(stop_at(4, number), state_dir=tmp_path)
+    assert (result.stopped, result.steps, states(tmp_path)) == ("interrupted", 4, [4])
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_ctrl_c_interrupts_at_once(train: Train, tmp_path: Path) -> None:
+    def batches(first: int) -> Iterator[dict[str, Tensor]]:
+        yield next(rows(first, 1))
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        yield next(rows(1, 2))
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(batches, state_dir=tmp_path)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_in_the_last_step_is_not_lost(train: Train, tmp_path: Path) -> None:
+    whole, expected = train()
+    _, result = train(stop_at(STEPS), state_dir=tmp_path)
+    assert (result.stopped, states(tmp_path)) == ("interrupted", [STEPS])
+    module, result = train(state_dir=tmp_path, resume=True)
+    assert (result, equal(module, whole)) == (expected, True)
+
+
+def test_without_a_folder_a_signal_ends_the_run_all_the_same(train: Train) -> None:
+    _, result = train(stop_at(4))
+    assert (result.stopped, result.steps) == ("interrupted", 4)
+
+
+def test_training_works_in_a_thread_that_may_not_ask_for_signals(train: Train) -> None:
+    results: list[FitResult] = []
+    thread = threading.Thread(target=lambda: results.append(train()[1]))
+    thread.start()
+    thread.join()
+    assert [result.stopped for result in results] == ["finished"]
+
+
+# --------------------------------------------------------------------------------------- what goes wrong
+
+
+def nan_from(number: int) -> Callable[[int], Iterator[dict[str, Tensor]]]:
+    def batches(first: int) -> Iterator[dict[str, Tensor]]:
+        for i, row in enumerate(rows(first, 10**6), first + 1):
+            yield {**row, "y": row["y"] * (math.nan if i >= number else 1)}
+
+    return batches
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_loss_that_is_not_finite_names_its_step_and_the_last_good_state(
+    train: Train, tmp_path: Path, accumulation: int
+) -> None:
+    batches = nan_from(7 * accumulation - (accumulation - 1))
+    with pytest.raises(TrainingError) as caught:
+        train(batches, state_dir=tmp_path, checkpoint_every=2, accumulation=accumulation)
+    assert str(caught.value) == (
+        f"the loss became not finite at step 7: the last good state is {tmp_path / 'step-00000006'}; "
+        f"lower the learning rate, clip gradients, or train in float32"
+    )
+    assert states(tmp_path) == [4, 6]
+    _, result = train(state_dir=tmp_path, resume=True, accumulation=accumulation)
+    assert result.steps == STEPS
+    assert all(math.isfinite(row["loss"]) for row in result.history)
+
+
+def test_a_loss_that_is_not_finite_without_states(train: Train) -> None:
+    with pytest.raises(
+        TrainingError, match="not finite at step 3: no state was saved; lower the learning rate"
+    ):
+        train(nan_from(3))
+
+
+def test_a_loss_that_is_not_finite_is_never_evaluated(train: Train) -> None:
+    scores = Scores(0.0)
+    with pytest.raises(TrainingError, match="not finite at step 1"):
+        train(nan_from(1), evaluate=scores, evaluate_every=1)
+    assert scores.steps == []
+
+
+def test_batches_that_run_out_are_an_error(train: Train) -> None:
+    with pytest.raises(
+        TrainingError, match="the batches ran out after step 5: there must be 1 for every step"
+    ):
+        train(lambda first: rows(first, 5))
+    with pytest.raises(
+        TrainingError, match="the batches ran out after step 2: there must be 2 for every step"
+    ):
+        train(lambda first: rows(first, 5), accumulation=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"checkpoint_every": 3},
+            "checkpoint_every and resume need state_dir, the folder of training states",
+        ),
+        ({"resume": True}, "checkpoint_every and resume need state_dir"),
+        ({"state_dir": Path("nowhere"), "keep": 1}, "keep must be at least 2 training states, got 1"),
+        ({"steps": 0, "scheduled": False}, "num_steps and accumulation must be at least 1, got 0 and 1"),
+        ({"accumulation": 0}, "num_steps and accumulation must be at least 1, got 12 and 0"),
+    ],
+)
+def test_contradictions_are_refused(train: Train, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train(**options)
+    assert not Path("nowhere").exists()
