@@ -140,7 +140,8 @@ class ComplEx(Score):
 class RotatE(Score):
     """RotatE: -sum_i |h_i exp(i theta_i) - t_i| (Sun et al., arXiv 1902.10197, Eq. 3).
 
-    The norm is the sum of moduli, as in the authors' code. Relations store phases in radians, one per dim, so nothing about them depends on the width.
+    The norm is the sum of moduli, as in the authors' code. Relations store phases in radians, one per dim, so
+    nothing about them depends on the width.
     """
 
     name = "rotate"
