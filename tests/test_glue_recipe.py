@@ -1,8 +1,10 @@
 """The GLUE recipe from end to end: every objective, two processes, a kill and a resume."""
 
+import dataclasses
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -236,3 +238,13 @@ def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(run: Run) -> No
     parts = run(to="parts", max_train_steps=12, resume_from_checkpoint="latest")
     weights = [AutoModelForSequenceClassification.from_pretrained(o).state_dict() for o in (whole, parts)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_guide_names_flags_that_exist() -> None:
+    guide = (RECIPES.parent / "docs" / "bert.md").read_text()
+    named = set(re.findall(r"--([a-z]\w+)", guide)) - {"nproc_per_node"}
+    sys.path.insert(0, str(RECIPES))
+    config = importlib.import_module("glue_config").Config
+    sys.path.remove(str(RECIPES))
+    assert len(named) > 15
+    assert named <= {field.name for field in dataclasses.fields(config)}
