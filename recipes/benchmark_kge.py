@@ -186,12 +186,13 @@ def main() -> int:
     parser.add_argument("--grid", nargs="+", choices=tuple(GRIDS), default=list(GRIDS), help="which tables")
     default_data = ROOT.parent / "shared" / "data" / "kg"
     parser.add_argument("--data_root", type=Path, default=default_data, help="holds one folder per graph")
+    parser.add_argument("--lines", nargs="+", choices=tuple(NAMES), default=list(NAMES), help="which lines")
     parser.add_argument("--scratch", type=Path, default=ROOT / "runs" / "benchmark", help="where runs write")
     options = parser.parse_args()
     if options.action == "render":
         render()
         return 0
-    cells = [cell for grid in options.grid for cell in GRIDS[grid]]
+    cells = [cell for grid in options.grid for cell in GRIDS[grid] if cell.line in options.lines]
     for i, cell in enumerate(cells, 1):
         print(f"[{i}/{len(cells)}] {cell.path.stem}: {'kept' if cell.path.exists() else 'running'}")
         if not cell.path.exists():

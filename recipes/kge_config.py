@@ -7,10 +7,27 @@ defaults are named in each help text.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from transformers import HfArgumentParser
+
+from croppable.kge.files import validate_column_order
 from croppable.kge.scores import SCORES
+
+STATES = "training_states"  # inside the output folder
+# The smallest value of every whole number but the seed.
+LEAST = {
+    "num_negatives": 1,
+    "per_device_train_batch_size": 1,
+    "num_train_epochs": 1,
+    "max_train_steps": 0,
+    "eval_epochs": 0,
+    "early_stopping_patience": 0,
+    "checkpointing_steps": 0,
+    "checkpoints_total_limit": 2,
+}
 
 
 def flag(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
@@ -172,13 +189,36 @@ def sampled(model: str, margin: float, **changes: Any) -> Config:
     return replace(ours, **changes)
 
 
+def pooled(epochs: int, **changes: Any) -> Config:
+    """ComplEx at a scale for two cores: four sizes, softmax against a shared pool of 1,000 entities."""
+    base = Config(
+        sizes=[8, 16, 32, 64],
+        negatives="shared",
+        num_negatives=1000,
+        per_device_train_batch_size=500,
+        num_train_epochs=epochs,
+    )
+    return replace(base, **changes)
+
+
+def full(**changes: Any) -> Config:
+    """ComplEx-N3 at the ranks of facebookresearch/kbc, softmax against every entity; for a GPU."""
+    base = Config(
+        sizes=[5, 8, 16, 25, 50, 100, 500],
+        per_device_train_batch_size=1000,
+        num_train_epochs=50,
+        early_stopping_patience=3,
+    )
+    return replace(base, **changes)
+
+
 PRESETS: dict[str, Callable[[], Config]] = {
     "unicode-complex-med": unicode_complex_med,
     "codex-s-complex-med": codex_s_complex_med,
-    "wn18rr-complex-med": lambda: Config(n3=0.05, num_train_epochs=25, output_dir="runs/wn18rr-complex"),
-    "fb15k-237-complex-med": lambda: Config(
-        n3=0.03, num_train_epochs=25, output_dir="runs/fb15k-237-complex"
-    ),
+    "wn18rr-complex-med": lambda: pooled(15, n3=0.05, output_dir="runs/wn18rr-complex"),
+    "fb15k-237-complex-med": lambda: pooled(5, n3=0.05, output_dir="runs/fb15k-237-complex"),
+    "wn18rr-complex-med-full": lambda: full(n3=0.1, output_dir="runs/wn18rr-complex-full"),
+    "fb15k-237-complex-med-full": lambda: full(n3=0.05, output_dir="runs/fb15k-237-complex-full"),
     "wn18rr-rotate-med": lambda: sampled("rotate", 6.0, output_dir="runs/wn18rr-rotate"),
     "fb15k-237-rotate-med": lambda: sampled("rotate", 9.0, output_dir="runs/fb15k-237-rotate"),
     "wn18rr-transe-med": lambda: sampled("transe-l1", 6.0, output_dir="runs/wn18rr-transe"),
@@ -192,3 +232,68 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "wn18rr-pairre-paper": lambda: paper("pairre", 6.0, [10, 20, 40, 80, 160, 320, 640]),
     "fb15k-237-pairre-paper": lambda: paper("pairre", 6.0, [10, 20, 40, 80, 160, 320, 640]),
 }
+
+
+def parse_config(arguments: list[str], description: str) -> Config:
+    """Read the flags; a preset replaces the defaults.
+
+    Raises:
+        ValueError: If the flags contradict each other or what is in the output folder.
+    """
+    usage = "%(prog)s [--flag value ...]; --help explains every flag"
+    parser = HfArgumentParser(Config, description=description, usage=usage, allow_abbrev=False)
+    chosen = parser.parse_known_args(arguments)[0].preset
+    if chosen is not None:
+        if chosen not in PRESETS:
+            raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {chosen!r}")
+        parser.set_defaults(**asdict(PRESETS[chosen]()))
+    config: Config = parser.parse_args_into_dataclasses(arguments)[0]
+    wrong = [*contradictions(config), *conflicts_on_disk(config)]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return config
+
+
+def contradictions(config: Config) -> list[str]:
+    """Return what is wrong with the flags themselves, all of it at once."""
+    wrong = []
+    if sorted(set(config.sizes)) != config.sizes or min(config.sizes, default=0) < 1:
+        wrong.append(f"--sizes must be positive and strictly increasing, got {config.sizes}")
+    if config.data_dir and config.dataset_name:
+        wrong.append("give --data_dir or --dataset_name, not both")
+    try:
+        validate_column_order(config.column_order)
+    except ValueError as error:
+        wrong.append(f"--{error}")
+    if config.filter_negatives and config.negatives != "uniform":
+        wrong.append(f"--filter_negatives needs --negatives uniform, got {config.negatives}")
+    if config.push_to_hub and not config.hub_model_id:
+        wrong.append("--push_to_hub needs --hub_model_id name/model")
+    if config.push_to_hub and config.objective == "separate":
+        wrong.append("--push_to_hub publishes one model: --objective separate makes one per size")
+    for name, least in LEAST.items():
+        if getattr(config, name) < least:
+            wrong.append(f"--{name} must be at least {least}, got {getattr(config, name)}")
+    if config.learning_rate <= 0:
+        wrong.append(f"--learning_rate must be positive, got {config.learning_rate}")
+    if config.max_grad_norm is not None and config.max_grad_norm <= 0:
+        wrong.append(
+            f"--max_grad_norm must be positive, got {config.max_grad_norm}; leave it out not to clip"
+        )
+    return wrong
+
+
+def conflicts_on_disk(config: Config) -> list[str]:
+    """Return why this run may not use the folders that it names."""
+    output, resume = Path(config.output_dir), config.resume_from_checkpoint
+    if output.exists() and not output.is_dir():
+        return [f"--output_dir {output} is a file: name a folder"]
+    if resume is None:
+        if output.exists() and any(output.iterdir()) and not config.overwrite_output_dir:
+            return [f"{output} is not empty: pass --overwrite_output_dir, or another --output_dir"]
+        return []
+    states = output / STATES if resume == "latest" else Path(resume)
+    finished = config.objective == "separate" and any(output.glob("size-*/config.json"))
+    if not (finished or any(states.rglob("step-*"))):
+        return [f"--resume_from_checkpoint {resume}: {states} holds no training states; start without it"]
+    return []
