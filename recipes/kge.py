@@ -10,6 +10,7 @@ with ``croppable.load(folder, size=40)``), metrics.json, training_config.json, h
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -21,8 +22,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from kge_config import PRESETS, Config
-from transformers import HfArgumentParser
+from kge_config import STATES, Config, parse_config
 
 import croppable
 from croppable.allocator import keep_freed_memory
@@ -36,10 +36,13 @@ from croppable.kge.scores import SCORES
 from croppable.kge.triples import KnowledgeGraph, graph_from_hub, read_graph
 from croppable.kge.unicode_graph import unicode_graph
 from croppable.med import MED
+from croppable.reader import read_metrics
 from croppable.report import plot_history, plot_sizes, print_table, size_table
-from croppable.training import TrainingError, fit, linear_schedule
+from croppable.state import StateFolder
+from croppable.training import FitResult, TrainingError, fit, linear_schedule
 
-STATES = "training_states"
+HISTORY = "history.json"
+OUTPUTS = ("config.json", "metrics.json", "training_config.json", HISTORY, "sizes.png", "curves.png")
 HEADLINE = ("mrr", "hits@1", "hits@3", "hits@10")
 
 
@@ -50,49 +53,6 @@ class Task:
     graph: KnowledgeGraph
     train_known: KnownTriples
     all_known: KnownTriples
-
-
-def parse_config(arguments: list[str]) -> Config:
-    """Read the flags; a preset replaces the defaults."""
-    parser = HfArgumentParser(Config, description=__doc__.split("\n")[0])
-    chosen = parser.parse_known_args(arguments)[0].preset
-    if chosen is not None:
-        if chosen not in PRESETS:
-            raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {chosen!r}")
-        parser.set_defaults(**asdict(PRESETS[chosen]()))
-    config = parser.parse_args_into_dataclasses(arguments)[0]
-    validate(config)
-    return config
-
-
-def validate(config: Config) -> None:
-    """Refuse contradictions before anything is read or written, all of them at once."""
-    wrong = []
-    if sorted(set(config.sizes)) != config.sizes or min(config.sizes, default=0) < 1:
-        wrong.append(f"--sizes must be positive and strictly increasing, got {config.sizes}")
-    if config.data_dir and config.dataset_name:
-        wrong.append("give --data_dir or --dataset_name, not both")
-    if config.filter_negatives and config.negatives != "uniform":
-        wrong.append(f"--filter_negatives needs --negatives uniform, got {config.negatives}")
-    if config.push_to_hub and not config.hub_model_id:
-        wrong.append("--push_to_hub needs --hub_model_id name/model")
-    positive = ("num_negatives", "learning_rate", "per_device_train_batch_size", "num_train_epochs")
-    wrong += [
-        f"--{n} must be positive, got {getattr(config, n)}" for n in positive if getattr(config, n) <= 0
-    ]
-    output = Path(config.output_dir)
-    occupied = output.exists() and (not output.is_dir() or any(output.iterdir()))
-    if occupied and not (config.overwrite_output_dir or config.resume_from_checkpoint):
-        wrong.append(f"{output} is not empty: pass --overwrite_output_dir, or another --output_dir")
-    if (
-        config.resume_from_checkpoint not in (None, "latest")
-        and not Path(config.resume_from_checkpoint).is_dir()
-    ):
-        wrong.append(
-            f"--resume_from_checkpoint must be 'latest' or a folder, got {config.resume_from_checkpoint}"
-        )
-    if wrong:
-        raise ValueError("; ".join(wrong))
 
 
 def load_task(config: Config) -> Task:
@@ -191,13 +151,11 @@ def training_batches(
 
 def train(
     config: Config, task: Task, accelerator: Accelerator, sizes: tuple[int, ...]
-) -> tuple[KGEModel, Any]:
+) -> tuple[KGEModel, FitResult]:
     """Train one model at ``sizes``; return it with the result of the loop."""
     set_seed(config.seed)
-    step = build_step(config, task, sizes)
-    step.model.labels = None
+    step = build_step(config, task, sizes).to(accelerator.device)
     parameters = [p for p in step.parameters() if p.requires_grad]
-    step.to(accelerator.device)
     optimizer: torch.optim.Optimizer
     if config.optimizer == "adam":
         optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
@@ -214,10 +172,10 @@ def train(
         mrr = ranks.by_ties("realistic").reciprocal().mean((0, 2)).tolist()
         return {"score": sum(mrr) / len(mrr), **{f"score_{s}": m for s, m in zip(sizes, mrr, strict=True)}}
 
-    folder = config.resume_from_checkpoint
-    states = Path(folder) if folder and folder != "latest" else Path(config.output_dir, STATES)
-    if config.objective == "separate":
-        states = states / f"size-{sizes[-1]}"
+    states = state_folder(config, sizes)
+    resume = config.resume_from_checkpoint is not None
+    if resume and config.objective == "separate":
+        resume = StateFolder(states).newest() is not None  # a size that was not yet begun
     result = fit(
         step,
         partial(training_batches, config, task, accelerator),
@@ -232,11 +190,36 @@ def train(
         state_dir=states,
         checkpoint_every=config.checkpointing_steps,
         keep=config.checkpoints_total_limit,
-        resume=folder is not None,
+        resume=resume,
         log=partial(_track, accelerator),
         description=f"{config.objective} {'/'.join(map(str, sizes)) if len(sizes) < 8 else len(sizes)}",
     )
     return step.model, result
+
+
+def state_folder(config: Config, sizes: tuple[int, ...]) -> Path:
+    """Where the training states of the model of ``sizes`` are."""
+    given = config.resume_from_checkpoint
+    root = Path(config.output_dir, STATES) if given in (None, "latest") else Path(given)
+    return root / f"size-{sizes[-1]}" if config.objective == "separate" else root
+
+
+def model_folder(config: Config, sizes: tuple[int, ...]) -> Path:
+    """Where the finished model of ``sizes`` is."""
+    separate = config.objective == "separate"
+    return Path(config.output_dir, f"size-{sizes[-1]}" if separate else "")
+
+
+def start_output(config: Config) -> None:
+    """Make the output folder; a fresh run removes what an earlier one would be taken for."""
+    output = Path(config.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    if config.resume_from_checkpoint is None:
+        for name in OUTPUTS:
+            (output / name).unlink(missing_ok=True)
+        for old in (output / STATES, *output.glob("size-*/")):
+            if old.exists():
+                shutil.rmtree(old)
 
 
 def _track(accelerator: Accelerator, row: dict[str, Any]) -> None:
@@ -268,13 +251,18 @@ def report(config: Config, task: Task, rows: list[dict[str, Any]], history: list
     parts = SCORES[config.model].entity_parts
     cost = {size: float(4 * parts * size) for size in table}
     write_metrics(output / "metrics.json", rows)
-    (output / "training_config.json").write_text(json.dumps(asdict(config), indent=1), encoding="utf-8")
-    (output / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
+    write_json(output / HISTORY, history)
+    write_json(output / "training_config.json", asdict(config))
     title = f"{task.graph.name}, {config.model}, {config.objective}, {config.eval_split}"
     plot_sizes(output / "sizes.png", table, ("mrr", "hits@10"), cost=cost,
                cost_label="bytes per entity", title=title)  # fmt: skip
     plot_history(output / "curves.png", history, title=title)
     print_table(title, {size: {**row, "bytes per entity": int(cost[size])} for size, row in table.items()})
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON that people may read."""
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def run(config: Config) -> int:
@@ -292,27 +280,40 @@ def run(config: Config) -> int:
     accelerator.print(task.graph.summary())
     accelerator.print(f"{accelerator.num_processes} process(es) on {accelerator.device.type}")
     if accelerator.is_main_process:
-        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+        start_output(config)
+    accelerator.wait_for_everyone()
     every = [(size,) for size in config.sizes] if config.objective == "separate" else [tuple(config.sizes)]
     rows: list[dict[str, Any]] = []
     history: list[dict[str, Any]] = []
     for sizes in every:
+        folder = model_folder(config, sizes)
+        if (
+            config.objective == "separate"
+            and config.resume_from_checkpoint
+            and (folder / "config.json").exists()
+        ):
+            accelerator.print(f"size {sizes[-1]} is finished already: {folder}")
+            rows += read_metrics(folder)
+            history += json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+            continue
         start = time.perf_counter()
         model, result = train(config, task, accelerator, sizes)
         seconds = time.perf_counter() - start
         if result.stopped == "interrupted":
             accelerator.print(f"interrupted after step {result.steps}; go on with the same command and "
                               f"--resume_from_checkpoint latest")  # fmt: skip
+            accelerator.end_training()
             return 130
         accelerator.print(
             f"{result.steps} steps in {seconds:.0f} s, best validation at step {result.best_step}"
         )
-        history += result.history
         if accelerator.is_main_process:
-            rows += measure(config, task, model)
-            separate = f"size-{sizes[-1]}" if config.objective == "separate" else ""
-            croppable.save(model, Path(config.output_dir, separate), labels=task.graph,
-                           metrics=rows, overwrite=True)  # fmt: skip
+            own = measure(config, task, model)
+            folder.mkdir(exist_ok=True)
+            write_json(folder / HISTORY, result.history)
+            croppable.save(model, folder, labels=task.graph, metrics=own, overwrite=True)
+            rows += own
+            history += result.history
     if accelerator.is_main_process:
         report(config, task, rows, history)
         if config.push_to_hub:
@@ -326,7 +327,9 @@ def run(config: Config) -> int:
 def main() -> int:
     """Run from the command line; an error that the user can mend is one line, not a traceback."""
     try:
-        return run(parse_config(sys.argv[1:]))
+        return run(parse_config(sys.argv[1:], __doc__.split("\n")[0]))
+    except KeyboardInterrupt:  # a second Ctrl-C, or one outside of training
+        return 130
     except (ValueError, OSError, TrainingError, croppable.CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
