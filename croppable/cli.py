@@ -61,9 +61,13 @@ def _print_json(value: Any) -> None:
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    """Print columns: words to the left, numbers to the right."""
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    words = [name in ("known", "name", "text") for name in header]
     for row in (header, *rows):
-        typer.echo("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        cells = zip(row, widths, words, strict=True)
+        typer.echo("  ".join(c.ljust(n) if word else c.rjust(n) for c, n, word in cells).rstrip())
 
 
 def _print_sizes(table: Mapping[int, Mapping[str, float]]) -> None:

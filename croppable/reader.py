@@ -84,14 +84,14 @@ def load_folder(
     size = manifest.check_size(size)
     small = _skeleton(folder / CONFIG, manifest, size, _kind(folder / CONFIG, manifest, model_class))
     labels = None
-    if LABELS in manifest.files:
-        nbytes, sha256 = manifest.files[LABELS]
-        labels = Labels.read(folder, nbytes, rows_of(manifest.model), sha256 if verify else None)
     with ExitStack() as stack:
         files = {n: stack.enter_context(_open(folder, n, manifest)) for n in manifest.files_for(size)}
         if verify:
             for name, file in files.items():
                 file.check_sha256(manifest.files[name][1])
+        if LABELS in manifest.files:
+            nbytes, sha256 = manifest.files[LABELS]
+            labels = Labels.read(folder, nbytes, rows_of(manifest.model), sha256 if verify else None)
         _fill(small, manifest, files, size, torch.device(device or "cpu"), dtype, verify)
     if labels is not None:
         small.labels = labels  # type: ignore[assignment]
