@@ -10,6 +10,7 @@ with ``croppable.load(folder, size=40)``), metrics.json, training_config.json, h
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -319,7 +320,8 @@ def run(config: Config) -> int:
         if config.push_to_hub:
             from croppable.hub import push_to_hub
 
-            push_to_hub(config.output_dir, config.hub_model_id, private=config.hub_private_repo)
+            push_to_hub(config.output_dir, config.hub_model_id, private=config.hub_private_repo,
+                        command=shlex.join(["python", *sys.argv]), data=task.graph.summary())  # fmt: skip
     accelerator.end_training()
     return 0
 
