@@ -49,8 +49,8 @@ def load_data(config: Config, accelerator: Accelerator) -> Data:
         model_config = AutoConfig.from_pretrained(config.model_name_or_path)
     except OSError as error:
         raise OSError(
-            f"cannot load the model {config.model_name_or_path}: --model_name_or_path must be a folder in the "
-            f"transformers layout, or a name on the Hub when it can be reached ({error})"
+            f"cannot load the model {config.model_name_or_path}: --model_name_or_path must be a folder in "
+            f"the transformers layout, or a name on the Hub when it can be reached ({error})"
         ) from error
     limit = length_limit(tokenizer, model_config, config.max_length)
     encoded = {}
@@ -104,7 +104,8 @@ def with_teacher(config: Config, data: Data, accelerator: Accelerator) -> Data:
     )
     if info["missing_keys"]:
         raise ValueError(
-            f"the teacher {config.teacher_name_or_path} is not fine-tuned: it lacks {sorted(info['missing_keys'])}"
+            f"the teacher {config.teacher_name_or_path} is not fine-tuned: "
+            f"it lacks {sorted(info['missing_keys'])}"
         )
     classes = max(1, len(data.task.labels))
     if teacher.config.num_labels != classes:
