@@ -11,8 +11,9 @@ import hashlib
 import json
 import random
 import re
+import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,13 @@ class StateFolder:
 
     def complete(self) -> list[Path]:
         """Return the complete states, oldest first; a state is complete if its files have their sha256."""
-        if not self.root.is_dir():
-            return []
-        named = [(int(match[1]), path) for path in self.root.iterdir() if (match := _STATE.match(path.name))]
-        return [path for _, path in sorted(named) if _is_complete(path)]
+        return [path for path in self._named() if _is_complete(path)]
+
+    def _named(self) -> list[Path]:
+        """Every folder that is called a state, oldest first."""
+        found = self.root.iterdir() if self.root.is_dir() else ()
+        named = [(int(match[1]), path) for path in found if (match := _STATE.match(path.name))]
+        return [path for _, path in sorted(named)]
 
     def newest(self) -> Path | None:
         """Return the newest complete state, or None."""
@@ -99,15 +103,17 @@ class StateFolder:
 
     def clear(self) -> None:
         """Remove every state, complete or not; other files are left alone."""
-        states = (path for path in self.root.glob("step-*") if _STATE.match(path.name))
-        for path in (*states, *self._unfinished()):
+        self._remove(self._named())
+
+    def _remove(self, states: Iterable[Path]) -> None:
+        """Remove states, and what earlier writing and removing left unfinished; none is ever half there."""
+        for path in states:
+            path.rename(path.with_name(f".{path.name}.{secrets.token_hex(4)}.removing"))
+        for path in (*self.root.glob(".step-*.writing"), *self.root.glob(".step-*.removing")):
             shutil.rmtree(path)
 
-    def _unfinished(self) -> Iterator[Path]:
-        return self.root.glob(".step-*.writing")
-
     def write(self, step: int, tree: Any) -> Path:
-        """Write the state after ``step`` optimizer steps, then remove those that are too old.
+        """Write the state after ``step`` optimizer steps, then remove those that are too old or spoilt.
 
         Args:
             step: Number of optimizer steps done.
@@ -117,14 +123,14 @@ class StateFolder:
 
         folder = self.root / f"step-{step:08d}"
         if folder.exists():
-            shutil.rmtree(folder)  # the same step again, after going on from an older state
+            self._remove([folder])  # the same step again, after going on from an older state
         skeleton, tensors = flatten(tree)
         with new_folder(folder) as temporary:
             save_file(tensors, temporary / TENSORS)
             (temporary / TREE).write_text(json.dumps(skeleton), encoding="utf-8")
             (temporary / DONE).write_text(json.dumps(_digests(temporary)), encoding="utf-8")
-        for old in (*self.complete()[: -self.keep], *self._unfinished()):
-            shutil.rmtree(old)
+        kept = self.complete()[-self.keep :]
+        self._remove(path for path in self._named() if path not in kept)
         return folder
 
     def read(self) -> Any:

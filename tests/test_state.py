@@ -5,6 +5,7 @@ import random
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,8 +74,10 @@ def test_the_newest_is_the_highest_step_whatever_its_number_of_digits(tmp_path: 
 
 def test_old_states_and_what_was_not_finished_are_removed(tmp_path: Path) -> None:
     states = StateFolder(tmp_path, keep=2)
+    (tmp_path / "step-00000000").mkdir()
     for step in (1, 2, 3):
-        (tmp_path / f".step-{step:08d}.x.writing").mkdir()
+        for what in ("writing", "removing"):
+            (tmp_path / f".step-{step:08d}.x.{what}").mkdir()
         states.write(step, {"step": step})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
@@ -107,11 +110,31 @@ def test_a_damaged_state_does_not_count(tmp_path: Path, name: str, damage: Calla
     assert states.read()["value"] == 1
 
 
+def test_a_removal_that_is_cut_short_leaves_no_half_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = StateFolder(tmp_path)
+    for step in (1, 2):
+        states.write(step, {"step": step})
+
+    def killed(path: Path) -> None:
+        (path / "tree.json").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("croppable.state.shutil", SimpleNamespace(rmtree=killed))
+    with pytest.raises(KeyboardInterrupt):
+        states.write(3, {"step": 3})
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.glob("step-*")] == [path.name for path in states.complete()]
+    states.write(4, {"step": 4})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
+
+
 def test_clearing_leaves_other_files_alone(tmp_path: Path) -> None:
     states = StateFolder(tmp_path)
     states.clear()
     states.write(1, {})
-    for name in ("step-by-step", ".step-00000002.x.writing", "notes"):
+    for name in ("step-by-step", ".step-00000002.x.writing", ".step-00000001.x.removing", "notes"):
         (tmp_path / name).mkdir()
     states.clear()
     assert {path.name for path in tmp_path.iterdir()} == {"step-by-step", "notes"}
