@@ -133,7 +133,9 @@ class LinkPrediction(nn.Module):
             if losses is not None:
                 return losses
         per_query = negatives is not None and negatives.ndim == 2
-        candidates = torch.cat([target[:, None], negatives], 1) if per_query else negatives
+        candidates = negatives
+        if negatives is not None and negatives.ndim == 2:
+            candidates = torch.cat([target[:, None], negatives], 1)
         rows = self.model.lookup(anchor, relation, candidates, side)
         answers = None if per_query else self.model.lookup(target, relation, None, side)[0]
         shared = None if per_query else negatives
@@ -173,7 +175,7 @@ class LinkPrediction(nn.Module):
         sizes = self.nested.sizes
         share = [((len(sizes) - k) / len(sizes)) ** self.n3_balance for k in range(len(sizes))]
         cubes = torch.stack([segment_n3(part, sizes) for part in rows])
-        penalty = self.n3 * (cubes @ torch.tensor(share, device=cubes.device)).sum()
+        penalty = self.n3 * (cubes @ torch.tensor(share, dtype=cubes.dtype, device=cubes.device)).sum()
         return {**losses, "n3": penalty, "loss": losses["loss"] + penalty}
 
     def _by_kernels(
@@ -185,8 +187,8 @@ class LinkPrediction(nn.Module):
         if kernels is None or not kernels.supports(model.function, model.entity, objective):
             return None
         relation_rows = model.relation_rows(relation, side)
-        step = kernels.BinaryStep(model.function, sizes, objective, self.sparse)
-        improvement, mutual = step(
+        improvement, mutual = kernels.binary_losses(
+            kernels.Plan(model.function, sizes, objective, self.sparse),
             model.entity,
             relation_rows,
             *model.calibrate(sizes),

@@ -1,0 +1,307 @@
+"""One batch for the compiled kernels: its arrays, its losses and all of its gradients.
+
+The batch is cut into pieces whose scores stay in the cache. The specification is `LinkPrediction` without
+compilation; croppable/kge/compiled_step.py hands the results to autograd. The file needs numba (extra "kge").
+
+Shapes: B queries, N negatives of each or C shared by all, A rows that only one query uses (its target, then
+its negatives), W numbers of a row (dims x parts), K sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from croppable.kge.gradient_kernels import (
+    group_uses,
+    pool_gradients,
+    query_gradients,
+    row_gradients,
+    running_sums,
+)
+from croppable.kge.loss_kernels import (
+    LINEAR,
+    NO_HUBER,
+    RAW_HUBER,
+    RECIPROCAL,
+    SIGMOID_HUBER,
+    STATS,
+    judge,
+    judge_gradients,
+)
+from croppable.kge.pieces import cut, on_all_threads
+from croppable.kge.ranking_compiled import STEPS
+from croppable.kge.scores import Score, Side
+from croppable.kge.step_kernels import LANES, own_scores, pool_scores, target_scores
+from croppable.kge.vector_code import PERMUTED
+from croppable.med import MED
+
+__all__ = ["Batch", "Plan"]
+
+PIECE = 2**17  # scores of a piece, half a megabyte
+
+
+class Judging(NamedTuple):
+    """Arguments that `judge` and `judge_gradients` share; see there."""
+
+    sign: np.float32
+    w: np.float32
+    form: int
+    temperature: np.float32
+    huber: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays the same from batch to batch.
+
+    Attributes:
+        score: A score that compiled_step.supports accepts.
+        sizes: Ascending, all of them.
+        objective: An objective that compiled_step.supports accepts.
+        sparse: Whether the entity table's gradient holds touched rows only.
+    """
+
+    score: Score
+    sizes: tuple[int, ...]
+    objective: MED
+    sparse: bool = False
+
+    @property
+    def kind(self) -> int:
+        """Which term the kernels sum."""
+        return STEPS[type(self.score)]
+
+    def judging(self, positive: bool, w1: Tensor, w2: Tensor) -> Judging:
+        """Return how positives, or negatives, are judged."""
+        objective = self.objective
+        forms = {"huber": RAW_HUBER, "huber-sigmoid": SIGMOID_HUBER}
+        huber = forms[objective.mutual_form] if objective.mutual else NO_HUBER
+        if positive:
+            form = RECIPROCAL if objective.evolution_form == "reciprocal" else LINEAR
+            return Judging(np.float32(-1), np.float32(float(w1)), form, np.float32(0), huber)
+        temperature = np.float32(objective.adversarial)
+        return Judging(np.float32(1), np.float32(float(w2)), LINEAR, temperature, huber)
+
+
+@lru_cache(maxsize=8)
+def _segments(sizes: tuple[int, ...], parts: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Bounds of segments in a row, and the ``firsts`` and ``places`` of gradient_kernels._spread."""
+    bounds = np.array([0, *sizes]) * parts
+    segment = np.repeat(np.arange(len(sizes)), np.diff(bounds))
+    segment = np.pad(segment, (0, -len(segment) % PERMUTED), mode="edge")
+    firsts = np.minimum(segment[::PERMUTED], max(0, len(sizes) - PERMUTED))
+    return bounds, firsts, (segment - np.repeat(firsts, PERMUTED)).astype(np.int32)
+
+
+class Found(NamedTuple):
+    """Gradients on their way to the entity table.
+
+    Attributes:
+        queries: ``[B, W]``.
+        pool: ``[C, W]``, or None.
+        weights: Of segments, for every use of a row ``[B, A, K']``.
+        calibration: Sums over all scores of the gradient, and of the gradient times the score ``[K, 2]``.
+    """
+
+    queries: Tensor
+    pool: Tensor | None
+    weights: Tensor
+    calibration: Tensor
+
+
+class Batch:
+    """The arrays of one batch between forward and backward."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        entity: Tensor,
+        relation_rows: Tensor,
+        calibration: Tensor,
+        strengths: tuple[Tensor, Tensor],
+        ids: tuple[Tensor, Tensor, Tensor],
+        side: Side,
+    ) -> None:
+        """Look the queries up.
+
+        Args:
+            plan: What stays the same.
+            entity: ``[E, d(, p)]``.
+            relation_rows: ``[B, d(, p)]``.
+            calibration: Scale and shift ``[2, K]``.
+            strengths: w1 and w2.
+            ids: Anchors, targets and negatives.
+            side: The form of the score.
+        """
+        self.plan, self.entity, self.calibration, self.strengths = plan, entity, calibration, strengths
+        self.anchor, self.target, negatives = ids
+        self.shared = negatives.ndim == 1
+        with torch.enable_grad():
+            self.anchor_rows = entity[self.anchor].requires_grad_()
+            self.relation_rows = relation_rows.detach().requires_grad_()
+            self.query = plan.score.query(self.anchor_rows, self.relation_rows, side)
+        queries = self.query.detach().flatten(1).contiguous()
+        self.queries, self.table = queries.numpy(), entity.flatten(1).contiguous().numpy()
+        self.bounds, self.firsts, self.places = _segments(plan.sizes, plan.score.entity_parts)
+        self.negatives = negatives.contiguous()
+        own = self.target[:, None] if self.shared else torch.cat([self.target[:, None], negatives], 1)
+        self.own_ids = own.contiguous().numpy()
+        batch, sizes = len(queries), len(plan.sizes)
+        self.scores = torch.empty(batch, sizes, negatives.shape[-1])
+        self.own = torch.empty(1, sizes, batch)
+        self.sigma, self.own_sigma = torch.empty_like(self.scores), torch.empty_like(self.own)
+        self.stats, self.own_stats = torch.empty(batch, sizes, STATS), torch.empty(1, sizes, STATS)
+        self.pool = self._transposed_pool() if self.shared else None
+
+    def _transposed_pool(self) -> NDArray[Any]:
+        rows = F.pad(self.entity.flatten(1)[self.negatives], (0, 0, 0, -len(self.negatives) % LANES))
+        return rows.view(-1, LANES, rows.shape[1]).transpose(1, 2).contiguous().numpy()
+
+    def pieces(self) -> list[tuple[int, int]]:
+        """Ranges of queries whose scores stay in the cache."""
+        return cut(len(self.queries), PIECE // self.scores[0].numel())
+
+    def judge(self) -> None:
+        """Score and judge all candidates."""
+        kind, plan, calibration = self.plan.kind, self.plan, self.calibration.numpy()
+        scores, sigma, stats = self.scores.numpy(), self.sigma.numpy(), self.stats.numpy()
+        targets, negatives = self.target.numpy(), self.negatives.numpy()
+        own = bool(plan.objective.adversarial)
+        judging = plan.judging(False, *self.strengths)
+
+        def piece(begin: int, end: int) -> None:
+            queries, out = self.queries[begin:end], scores[begin:end]
+            segments = (self.bounds, calibration)
+            if self.pool is None:
+                own_scores(kind, queries, self.table, negatives[begin:end], *segments, out)
+            else:
+                pool_scores(kind, queries, self.pool, negatives, targets[begin:end], *segments, out)
+            judge(out, *judging, own, sigma[begin:end], stats[begin:end])
+            target_scores(kind, self.queries, self.table, targets, *segments, begin, end, self.own[0].numpy())
+
+        on_all_threads(piece, self.pieces())
+        judging = plan.judging(True, *self.strengths)
+        judge(self.own.numpy(), *judging, True, self.own_sigma.numpy(), self.own_stats.numpy())
+        self.sums, self.own_sums = self.stats.sum(0, dtype=torch.float64), self.own_stats[0].double()
+
+    def losses(self) -> tuple[Tensor, Tensor]:
+        """Turn the sums into L_EI of every size and the mutual losses of neighbours."""
+        adversarial = self.plan.objective.adversarial
+        negative = _mean_loss(self.stats).mean(0) if adversarial else _mean_loss(self.sums)
+        mutual = self.sums[1:, 5] + self.own_sums[1:, 5]
+        return (negative + _mean_loss(self.own_sums)).float(), mutual.float()
+
+    def gradients(self, by_improvement: Tensor, by_mutual: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of entity, relation rows, scale, shift, w1 and w2."""
+        adversarial = self.plan.objective.adversarial
+        sums = self.stats[..., 1] * len(self.stats) if adversarial else self.sums[None, :, 1]
+        factors, own_factors = by_improvement / sums, by_improvement / self.own_sums[None, :, 1]
+        pulls = F.pad(by_mutual, (1, 0))
+        found = self._by_rows(factors.float(), own_factors.float(), pulls)
+        by_query = found.queries.view_as(self.query)
+        inner = torch.autograd.grad(self.query, (self.anchor_rows, self.relation_rows), by_query)
+        ids = [torch.from_numpy(self.own_ids).flatten(), self.anchor]
+        given = [inner[0].flatten(1)]
+        if found.pool is not None:
+            ids.append(self.negatives)
+            given.append(found.pool)
+        by_entity = self._by_entity(torch.cat(ids), found.weights, torch.cat(given))
+        by_shift, moment = found.calibration.unbind(-1)
+        scale, shift = self.calibration
+        by_scale = (moment - shift * by_shift) / scale
+        by_w1 = (by_improvement * _by_strength(self.own_sums)).sum()
+        by_negatives = _by_strength(self.stats).mean(0) if adversarial else _by_strength(self.sums)
+        by_w2 = (by_improvement * by_negatives).sum()
+        floats = (g.float() for g in (by_scale, by_shift, by_w1, by_w2))
+        return by_entity, inner[1], *floats
+
+    def _by_rows(self, factors: Tensor, own_factors: Tensor, pulls: Tensor) -> Found:
+        plan, kind, calibration = self.plan, self.plan.kind, self.calibration.numpy()
+        batch, sizes, count = self.scores.shape
+        teach_down = plan.objective.teach_down
+        own_gradients, own_moments = torch.empty_like(self.own), torch.empty(1, sizes, 2)
+        judge_gradients(
+            self.own.numpy(), *plan.judging(True, *self.strengths), teach_down, self.own_sigma.numpy(),
+            self.own_stats.numpy(), own_factors.numpy(), pulls.numpy(), own_gradients.numpy(),
+            own_moments.numpy(),
+        )  # fmt: skip
+        judging = plan.judging(False, *self.strengths)
+        per_query = [t.numpy() for t in (self.scores, self.sigma, self.stats)]
+        moments, by_query = torch.empty(batch, sizes, 2), torch.zeros(self.queries.shape)
+        weights = torch.empty(batch, self.own_ids.shape[1], max(PERMUTED, sizes))
+        by_pools: dict[int, NDArray[Any]] = {}
+
+        def piece(begin: int, end: int) -> None:
+            scores, sigma, stats = (array[begin:end] for array in per_query)
+            gradients = np.empty(scores.shape, np.float32)
+            factor = factors.numpy() if len(factors) == 1 else factors.numpy()[begin:end]
+            judge_gradients(
+                scores, *judging, teach_down, sigma, stats, factor, pulls.numpy(), gradients,
+                moments.numpy()[begin:end],
+            )  # fmt: skip
+            own_weights, out = weights.numpy()[begin:end], by_query.numpy()[begin:end]
+            queries, own = self.queries[begin:end], (self.own[0].numpy(), own_gradients[0].numpy())
+            if self.pool is not None:
+                by_pools[begin] = np.zeros_like(self.pool)
+                pool_gradients(
+                    kind, queries, self.pool, self.bounds, calibration, scores, gradients, out,
+                    by_pools[begin],
+                )  # fmt: skip
+                scores = gradients = np.empty((end - begin, sizes, 0), np.float32)
+            running_sums(kind, calibration, scores, gradients, *own, begin, own_weights)
+            ids = self.own_ids[begin:end]
+            query_gradients(kind, queries, self.table, ids, own_weights, self.firsts, self.places, out)
+
+        on_all_threads(piece, self.pieces())
+        by_pool = None
+        if self.pool is not None:
+            total = torch.from_numpy(np.sum([by_pools[begin] for begin in sorted(by_pools)], 0))
+            by_pool = total.transpose(1, 2).flatten(0, 1)[:count]
+        sums = moments.sum(0, dtype=torch.float64) + own_moments[0]
+        return Found(by_query, by_pool, weights, sums)
+
+    def _by_entity(self, ids: Tensor, weights: Tensor, given: Tensor) -> Tensor:
+        """Return the gradient of the table from all uses of its rows."""
+        starts, uses = np.empty(len(self.table) + 1, np.int64), np.empty(len(ids), np.int64)
+        group_uses(ids.numpy(), starts, uses)
+        if self.plan.sparse:
+            rows = np.flatnonzero(np.diff(starts))
+            starts = np.append(starts[rows], starts[-1])
+        else:
+            rows = np.arange(len(self.table))
+        out = torch.empty(len(rows), self.table.shape[1])
+        arrays = (uses, weights.numpy(), given.contiguous().numpy(), self.firsts, self.places)
+
+        def piece(begin: int, end: int) -> None:
+            row_gradients(
+                self.plan.kind, self.queries, self.table, rows[begin:end], starts[begin : end + 1], *arrays,
+                out.numpy()[begin:end],
+            )  # fmt: skip
+
+        on_all_threads(piece, cut(len(rows), -(-len(rows) // (4 * torch.get_num_threads()))))
+        values = out.view(-1, *self.entity.shape[1:])
+        if not self.plan.sparse:
+            return values
+        indices = torch.from_numpy(rows)[None]
+        return torch.sparse_coo_tensor(
+            indices, values, self.entity.shape, is_coalesced=True, check_invariants=False
+        )
+
+
+def _mean_loss(sums: Tensor) -> Tensor:
+    """The weighted mean of losses ``[..., K]``, from stats ``[..., K, STATS]``."""
+    return sums[..., 2] / sums[..., 1]
+
+
+def _by_strength(sums: Tensor) -> Tensor:
+    """Gradient of `_mean_loss` by the strength w in the logits of the weights."""
+    _, total, lost, moment, both, _ = sums.double().unbind(-1)
+    return both / total - moment / total * (lost / total)

@@ -1,0 +1,337 @@
+"""Compiled gradients of the scores in croppable/kge/step_kernels.py, on the CPU.
+
+Every query and every row of the table gathers its own gradient: each number is written once, by one thread,
+in a fixed order, so results do not depend on the number of threads, and no table has to be zeroed first. The
+file needs numba (extra "kge").
+
+Shapes: B queries, A rows that only one query uses (its target, then its negatives), C negatives shared by
+all, W numbers of a row (dims x parts), K sizes, K' = max(K, PERMUTED), V = W / PERMUTED rounded up, E
+entities, U rows with a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from croppable.kge.ranking_kernels import ABSOLUTE, PRODUCT, SQUARED
+from croppable.kge.step_kernels import LANES, TINY, Floats, Ints, Number
+from croppable.kge.vector_code import (
+    HAS_PERMUTE,
+    PERMUTED,
+    SQUARE,
+    cached,
+    part,
+    permute,
+    prefetch,
+    span,
+    sum_part,
+    turn,
+)
+
+__all__ = ["group_uses", "pool_gradients", "query_gradients", "row_gradients", "running_sums"]
+
+ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
+AHEAD = 2  # rows that are asked for while one is in work
+
+
+@part
+def _pull(kind: int, gradient: Floats, own: Floats, other: Floats, weight: Floats) -> None:
+    """Add weight times the derivative by ``own`` of the terms of two rows; all terms are symmetric."""
+    if kind == PRODUCT:
+        for i in range(len(gradient)):
+            gradient[i] += weight[i] * other[i]
+    elif kind == ABSOLUTE:
+        for i in range(len(gradient)):
+            difference = own[i] - other[i]
+            sign = (ONE if difference > 0 else ZERO) - (ONE if difference < 0 else ZERO)
+            gradient[i] -= weight[i] * sign
+    elif kind == SQUARED:
+        for i in range(len(gradient)):
+            gradient[i] -= TWO * weight[i] * (own[i] - other[i])
+    else:
+        for i in range(0, len(gradient) - 1, 2):
+            u, v = own[i] - other[i], own[i + 1] - other[i + 1]
+            square = u * u + v * v
+            factor = weight[i] / math.sqrt(square) if square >= TINY else ZERO
+            gradient[i] -= factor * u
+            gradient[i + 1] -= factor * v
+
+
+@part
+def _spread(weights: Floats, firsts: Ints, places: NDArray[np.int32], wide: Floats) -> None:
+    """Give every number of a row the weight of its segment.
+
+    Args:
+        weights: Of the segments [K'].
+        firsts: The first segment of every PERMUTED numbers [V], at most K' - PERMUTED.
+        places: Segment of each number, counted from there [V PERMUTED].
+        wide: Filled [V PERMUTED].
+    """
+    for block in range(len(firsts)):
+        if HAS_PERMUTE:
+            permute(weights, firsts[block], places, PERMUTED * block, wide)
+        else:
+            for i in range(PERMUTED * block, PERMUTED * block + PERMUTED):
+                wide[i] = weights[firsts[block] + places[i]]
+
+
+@part
+def _to_totals(kind: int, scores: Floats, scale: Number, shift: Number, gradients: Floats) -> None:
+    """Turn gradients by calibrated scores into those by the totals of `Score.finish`."""
+    if kind == SQUARED:  # the score is shift - scale * sqrt(-total)
+        for n in range(len(scores)):
+            distance = (shift - scores[n]) / scale
+            inside = distance * distance > TINY
+            gradients[n] *= scale / (TWO * distance) if inside else ZERO
+    else:
+        for n in range(len(scores)):
+            gradients[n] *= scale
+
+
+@part
+def _add(more: Floats, sums: Floats) -> None:
+    for n in range(len(sums)):
+        sums[n] += more[n]
+
+
+@cached
+def running_sums(
+    kind: int,
+    calibration: Floats,
+    scores: Floats,
+    gradients: Floats,
+    own: Floats,
+    own_gradients: Floats,
+    start: int,
+    out: Floats,
+) -> None:
+    """Sum the gradients of all sizes that a segment reaches, for every use of a row.
+
+    Args:
+        kind: As in `own_scores`.
+        calibration: Factor and offset of each size [2, K].
+        scores: Of the negatives [B, K, N].
+        gradients: By the scores of the negatives [B, K, N]; overwritten.
+        own: Scores of the targets [K, B of all].
+        own_gradients: By the scores of the targets [K, B of all].
+        start: Place of the first query among all.
+        out: Filled with the weights of segments [B, 1 + N, K'], targets first.
+    """
+    sizes, count = gradients.shape[1], gradients.shape[2]
+    padded, uses = out.shape[2], out.shape[1]
+    offsets, target = np.empty(SQUARE, np.int64), out.reshape(-1)
+    whole, full = count // SQUARE * SQUARE, sizes // SQUARE * SQUARE
+    sums = gradients.reshape(-1)
+    for b in range(len(gradients)):
+        first, place = b * sizes * count, b * uses * padded
+        total = ZERO
+        for k in range(sizes - 1, -1, -1):
+            scale, shift = calibration[0, k], calibration[1, k]
+            at, own_at = first + k * count, k * own.shape[1] + start + b
+            row = span(gradients, at, count)
+            _to_totals(kind, span(scores, at, count), scale, shift, row)
+            _to_totals(kind, span(own, own_at, 1), scale, shift, span(own_gradients, own_at, 1))
+            total += own_gradients[k, start + b]
+            out[b, 0, k] = total
+            if k + 1 < sizes:
+                _add(span(gradients, at + count, count), row)
+        for k in range(0, full, SQUARE):
+            for i in range(SQUARE):
+                offsets[i] = first + (k + i) * count
+            for n in range(0, whole, SQUARE):
+                turn(sums, offsets, n, target, place + (n + 1) * padded + k, padded)
+        for k in range(sizes):
+            for n in range(whole if k < full else 0, count):
+                out[b, n + 1, k] = gradients[b, k, n]
+
+
+@cached
+def query_gradients(
+    kind: int,
+    queries: Floats,
+    table: Floats,
+    ids: Ints,
+    weights: Floats,
+    firsts: Ints,
+    places: NDArray[np.int32],
+    out: Floats,
+) -> None:
+    """Add the gradients of queries from the rows that are theirs alone.
+
+    Args:
+        kind: As in `own_scores`.
+        queries: [B, W].
+        table: The entity table [E, W].
+        ids: Entity ids [B, A].
+        weights: From `running_sums` [B, A, K'].
+        firsts: See `_spread` [V].
+        places: See `_spread` [V PERMUTED].
+        out: Added to [B, W].
+    """
+    width, count, padded = queries.shape[1], ids.shape[1], weights.shape[2]
+    wide = np.empty(len(places), np.float32)
+    flat, all_ids = table.reshape(-1), ids.reshape(-1)
+    for b in range(len(queries)):
+        for n in range(count):
+            ahead = b * count + n + AHEAD
+            if ahead < len(all_ids):
+                for i in range(0, width, SQUARE):
+                    prefetch(flat, all_ids[ahead] * width + i)
+            _spread(span(weights, (b * count + n) * padded, padded), firsts, places, wide)
+            row = span(table, ids[b, n] * width, width)
+            _pull(kind, span(out, b * width, width), span(queries, b * width, width), row, wide)
+
+
+@cached
+def group_uses(ids: Ints, starts: Ints, uses: Ints) -> None:
+    """Sort the uses of rows by row, keeping their order.
+
+    Args:
+        ids: Entity id of each use.
+        starts: Filled: entity e has the uses starts[e] to starts[e + 1] [E + 1].
+        uses: Filled with places in ``ids``.
+    """
+    starts[:] = 0
+    for i in range(len(ids)):
+        starts[ids[i] + 1] += 1
+    for e in range(1, len(starts)):
+        starts[e] += starts[e - 1]
+    cursors = starts.copy()
+    for i in range(len(ids)):
+        uses[cursors[ids[i]]] = i
+        cursors[ids[i]] += 1
+
+
+@cached
+def row_gradients(
+    kind: int,
+    queries: Floats,
+    table: Floats,
+    rows: Ints,
+    starts: Ints,
+    uses: Ints,
+    weights: Floats,
+    given: Floats,
+    firsts: Ints,
+    places: NDArray[np.int32],
+    out: Floats,
+) -> None:
+    """Write the gradients of table rows.
+
+    Args:
+        kind: As in `own_scores`.
+        queries: [B, W].
+        table: The entity table [E, W].
+        rows: Entity ids [U].
+        starts: Row u has the uses starts[u] to starts[u + 1] [U + 1].
+        uses: Below B A: place in ``weights``; from there on: place in ``given``, plus B A.
+        weights: From `running_sums` [B, A, K'].
+        given: Finished gradients of rows used otherwise [G, W].
+        firsts: See `_spread` [V].
+        places: See `_spread` [V PERMUTED].
+        out: Filled [U, W].
+    """
+    width, count, padded = queries.shape[1], weights.shape[1], weights.shape[2]
+    own_uses = len(weights) * count
+    wide = np.empty(len(places), np.float32)
+    for u in range(len(rows)):
+        gradient, row = span(out, u * width, width), span(table, rows[u] * width, width)
+        gradient[:] = 0
+        for i in range(starts[u], starts[u + 1]):
+            use = uses[i]
+            if use < own_uses:
+                _spread(span(weights, use * padded, padded), firsts, places, wide)
+                _pull(kind, gradient, row, span(queries, use // count * width, width), wide)
+            else:
+                _add(span(given, (use - own_uses) * width, width), gradient)
+
+
+@sum_part
+def _pull_lanes(
+    kind: int,
+    x: float,
+    y: float,
+    candidates: Floats,
+    pairs: Floats,
+    weight: Floats,
+    out: Floats,
+    out2: Floats,
+) -> tuple[Number, Number]:
+    """Add the gradients of LANES candidates; return those of the query's numbers x and (MODULUS) y."""
+    by_x, by_y = ZERO, ZERO
+    if kind == PRODUCT:
+        for n in range(LANES):
+            by_x += weight[n] * candidates[n]
+            out[n] += weight[n] * x
+    elif kind == ABSOLUTE:
+        for n in range(LANES):
+            difference = x - candidates[n]
+            sign = (ONE if difference > 0 else ZERO) - (ONE if difference < 0 else ZERO)
+            by_x -= weight[n] * sign
+            out[n] += weight[n] * sign
+    elif kind == SQUARED:
+        for n in range(LANES):
+            pull = TWO * weight[n] * (x - candidates[n])
+            by_x -= pull
+            out[n] += pull
+    else:
+        for n in range(LANES):
+            u, v = x - candidates[n], y - pairs[n]
+            square = u * u + v * v
+            factor = weight[n] / math.sqrt(square) if square >= TINY else ZERO
+            by_x -= factor * u
+            by_y -= factor * v
+            out[n] += factor * u
+            out2[n] += factor * v
+    return by_x, by_y
+
+
+@cached
+def pool_gradients(
+    kind: int,
+    queries: Floats,
+    pool: Floats,
+    bounds: Ints,
+    calibration: Floats,
+    scores: Floats,
+    gradients: Floats,
+    out: Floats,
+    out_pool: Floats,
+) -> None:
+    """Add the gradients of queries and of the candidates they share.
+
+    Args:
+        kind: As in `own_scores`.
+        queries: [B, W].
+        pool: Candidate rows, transposed by LANES [ceil(C / LANES), W, LANES].
+        bounds: Where segments begin and end in a row [K + 1], from 0.
+        calibration: Factor and offset of each size [2, K].
+        scores: [B, K, C].
+        gradients: By the scores [B, K, C]; overwritten.
+        out: Of the queries, added to [B, W].
+        out_pool: Of the candidates, added to [ceil(C / LANES), W, LANES].
+    """
+    step = 2 if kind > SQUARED else 1
+    weight = np.empty(LANES, np.float32)
+    for index in range(len(pool)):
+        tile, out_tile = pool[index], out_pool[index]
+        start = index * LANES
+        for b in range(len(queries)):
+            weight[:] = 0
+            for k in range(len(bounds) - 2, -1, -1):
+                lane = gradients[b, k, start : start + LANES]
+                score = scores[b, k, start : start + LANES]
+                _to_totals(kind, score, calibration[0, k], calibration[1, k], lane)
+                for n in range(len(lane)):
+                    weight[n] += lane[n]
+                for i in range(bounds[k], bounds[k + 1], step):
+                    j = i + step - 1
+                    by_x, by_y = _pull_lanes(
+                        kind, queries[b, i], queries[b, j], tile[i], tile[j], weight, out_tile[i], out_tile[j]
+                    )
+                    out[b, i] += by_x
+                    if step == 2:
+                        out[b, j] += by_y

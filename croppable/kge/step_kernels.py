@@ -1,0 +1,277 @@
+"""Compiled scores of a batch's candidates at every size, on the CPU.
+
+Rows are read where they lie in the entity table: nothing of shape [B, N, D] is ever written. The rows of 64
+candidates are transposed square by square, so that one instruction works on 16 candidates and a size costs
+one store. Gradients are in croppable/kge/gradient_kernels.py; the specification of both is
+croppable/kge/prefixes.py with autograd. The file needs numba (extra "kge"); croppable/kge/compiled_step.py
+prepares the arrays.
+
+Shapes: B queries, N negatives of each, C negatives shared by all, W numbers of a row (dims x parts), K
+sizes, E entities.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from croppable.kge.ranking_kernels import ABSOLUTE, PRODUCT, SQUARED
+from croppable.kge.vector_code import SQUARE, cached, part, span, turn
+
+__all__ = ["LANES", "MASKED", "TINY", "own_scores", "pool_scores", "target_scores"]
+
+MASKED = np.float32(-1e4)  # score of a candidate that does not count; sigma is then below every number
+LANES = 64  # candidates summed together
+CHUNK = 640  # numbers of a row in one tile: 64 rows of them fit in the second cache
+TINY = np.float32(1e-24)  # as in scores.py
+ZERO = np.float32(0)
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+Number = Any  # float32 inside the compiled code
+
+# Terms: add the numbers start..stop of a query to the totals of LANES candidates, one column each of a tile
+# that begins with number `first`.
+
+
+@part
+def _lanes_product(sums: Floats, query: Floats, tile: Floats, start: int, stop: int, first: int) -> None:
+    for i in range(start, stop):
+        x, row = query[i], span(tile, (i - first) * LANES, LANES)
+        for n in range(LANES):
+            sums[n] += x * row[n]
+
+
+@part
+def _lanes_absolute(sums: Floats, query: Floats, tile: Floats, start: int, stop: int, first: int) -> None:
+    for i in range(start, stop):
+        x, row = query[i], span(tile, (i - first) * LANES, LANES)
+        for n in range(LANES):
+            sums[n] -= abs(x - row[n])
+
+
+@part
+def _lanes_squared(sums: Floats, query: Floats, tile: Floats, start: int, stop: int, first: int) -> None:
+    for i in range(start, stop):
+        x, row = query[i], span(tile, (i - first) * LANES, LANES)
+        for n in range(LANES):
+            sums[n] -= (x - row[n]) * (x - row[n])
+
+
+@part
+def _lanes_modulus(sums: Floats, query: Floats, tile: Floats, start: int, stop: int, first: int) -> None:
+    for i in range(start, stop, 2):
+        x, y = query[i], query[i + 1]
+        row, other = span(tile, (i - first) * LANES, LANES), span(tile, (i + 1 - first) * LANES, LANES)
+        for n in range(LANES):
+            u, v = x - row[n], y - other[n]
+            square = u * u + v * v
+            sums[n] -= math.sqrt(TINY if square < TINY else square)
+
+
+@part
+def _add_lanes(
+    kind: int, sums: Floats, query: Floats, tile: Floats, start: int, stop: int, first: int
+) -> None:
+    if kind == PRODUCT:
+        _lanes_product(sums, query, tile, start, stop, first)
+    elif kind == ABSOLUTE:
+        _lanes_absolute(sums, query, tile, start, stop, first)
+    elif kind == SQUARED:
+        _lanes_squared(sums, query, tile, start, stop, first)
+    else:
+        _lanes_modulus(sums, query, tile, start, stop, first)
+
+
+@part
+def _terms(kind: int, query: Floats, row: Floats, out: Floats) -> None:
+    """Write the terms of one query and one candidate; that of a modulus in the first place of its pair."""
+    if kind == PRODUCT:
+        for i in range(len(query)):
+            out[i] = query[i] * row[i]
+    elif kind == ABSOLUTE:
+        for i in range(len(query)):
+            out[i] = -abs(query[i] - row[i])
+    elif kind == SQUARED:
+        for i in range(len(query)):
+            out[i] = -(query[i] - row[i]) * (query[i] - row[i])
+    else:
+        for i in range(0, len(query) - 1, 2):
+            u, v = query[i] - row[i], query[i + 1] - row[i + 1]
+            square = u * u + v * v
+            out[i] = -math.sqrt(TINY if square < TINY else square)
+            out[i + 1] = 0
+
+
+@part
+def _finish(kind: int, sums: Floats, scale: Number, shift: Number, out: Floats) -> None:
+    """Write the calibrated scores of totals; the same as `Score.finish` and `KGEModel.calibrate`."""
+    if kind == SQUARED:
+        for n in range(len(out)):
+            out[n] = shift - scale * math.sqrt(-sums[n] if -sums[n] > TINY else TINY)
+    else:
+        for n in range(len(out)):
+            out[n] = shift + scale * sums[n]
+
+
+@part
+def _sum_tile(
+    kind: int,
+    sums: Floats,
+    query: Floats,
+    tile: Floats,
+    first: int,
+    end: int,
+    bounds: Ints,
+    calibration: Floats,
+    k: int,
+    out: Floats,
+    b: int,
+    start: int,
+) -> int:
+    """Add the numbers first..end of a tile; write each size that is complete to out[b, k, start:].
+
+    Returns:
+        The size in work.
+    """
+    at, sizes, count = first, out.shape[1], out.shape[2]
+    while at < end:
+        stop = min(bounds[k + 1], end)
+        _add_lanes(kind, sums, query, tile, at, stop, first)
+        at = stop
+        if at == bounds[k + 1]:
+            place = span(out, (b * sizes + k) * count + start, min(LANES, count - start))
+            _finish(kind, sums, calibration[0, k], calibration[1, k], place)
+            k += 1
+    return k
+
+
+@part
+def _turn_rows(table: Floats, offsets: Ints, first: int, end: int, tile: Floats) -> None:
+    """Copy the numbers first..end of LANES rows into the tile, transposed."""
+    flat, target = table.reshape(-1), tile.reshape(-1)
+    whole = first + (end - first) // SQUARE * SQUARE
+    for block in range(0, LANES, SQUARE):
+        for column in range(first, whole, SQUARE):
+            turn(flat, offsets[block:], column, target, (column - first) * LANES + block, LANES)
+    for column in range(whole, end):
+        for n in range(LANES):
+            tile[column - first, n] = flat[offsets[n] + column]
+
+
+@cached
+def own_scores(
+    kind: int,
+    queries: Floats,
+    table: Floats,
+    negatives: Ints,
+    bounds: Ints,
+    calibration: Floats,
+    out: Floats,
+) -> None:
+    """Score every query's own candidates at every size.
+
+    Args:
+        kind: PRODUCT, ABSOLUTE, SQUARED or MODULUS.
+        queries: [B, W].
+        table: The entity table [E, W].
+        negatives: Entity ids [B, N].
+        bounds: Where segments begin and end in a row [K + 1], from 0.
+        calibration: Factor and offset of each size [2, K].
+        out: Filled with the scores [B, K, N].
+    """
+    width, count = queries.shape[1], negatives.shape[1]
+    tile = np.empty((min(CHUNK, width), LANES), np.float32)
+    sums, offsets = np.empty(LANES, np.float32), np.empty(LANES, np.int64)
+    for b in range(len(queries)):
+        for start in range(0, count, LANES):
+            for n in range(LANES):  # places behind the last candidate repeat it
+                offsets[n] = negatives[b, min(start + n, count - 1)] * width
+            query = span(queries, b * width, width)
+            sums[:] = 0
+            k = 0
+            for first in range(0, width, CHUNK):
+                end = min(first + CHUNK, width)
+                _turn_rows(table, offsets, first, end, tile)
+                k = _sum_tile(kind, sums, query, tile, first, end, bounds, calibration, k, out, b, start)
+
+
+@cached
+def pool_scores(
+    kind: int,
+    queries: Floats,
+    pool: Floats,
+    columns: Ints,
+    targets: Ints,
+    bounds: Ints,
+    calibration: Floats,
+    out: Floats,
+) -> None:
+    """Score candidates that all queries share at every size; the target itself never counts.
+
+    Args:
+        kind: PRODUCT, ABSOLUTE, SQUARED or MODULUS.
+        queries: [B, W].
+        pool: Candidate rows, transposed by LANES [ceil(C / LANES), W, LANES].
+        columns: Entity ids of the candidates [C].
+        targets: Entity ids [B].
+        bounds: Where segments begin and end in a row [K + 1], from 0.
+        calibration: Factor and offset of each size [2, K].
+        out: Filled with the scores [B, K, C]; `MASKED` where a candidate is the target.
+    """
+    width = queries.shape[1]
+    sums = np.empty(LANES, np.float32)
+    for index in range(len(pool)):
+        start, stop = index * LANES, min((index + 1) * LANES, len(columns))
+        for b in range(len(queries)):
+            query = span(queries, b * width, width)
+            sums[:] = 0
+            _sum_tile(kind, sums, query, pool[index], 0, width, bounds, calibration, 0, out, b, start)
+            for n in range(start, stop):
+                if columns[n] == targets[b]:
+                    out[b, :, n] = MASKED
+
+
+@cached
+def target_scores(
+    kind: int,
+    queries: Floats,
+    table: Floats,
+    targets: Ints,
+    bounds: Ints,
+    calibration: Floats,
+    begin: int,
+    end: int,
+    out: Floats,
+) -> None:
+    """Score the targets of the queries begin..end at every size.
+
+    Args:
+        kind: PRODUCT, ABSOLUTE, SQUARED or MODULUS.
+        queries: [B, W].
+        table: The entity table [E, W].
+        targets: Entity ids [B].
+        bounds: Where segments begin and end in a row [K + 1], from 0.
+        calibration: Factor and offset of each size [2, K].
+        begin: First query.
+        end: One more than the last query.
+        out: Filled with the scores [K, B].
+    """
+    width = queries.shape[1]
+    terms, tile = np.empty((LANES, width), np.float32), np.empty((width, LANES), np.float32)
+    sums, offsets = np.empty(LANES, np.float32), np.arange(LANES) * width
+    for start in range(begin, end, LANES):
+        stop = min(start + LANES, end)
+        for b in range(start, stop):
+            _terms(kind, queries[b], table[targets[b]], terms[b - start])
+        _turn_rows(terms, offsets, 0, width, tile)
+        sums[:] = 0
+        for k in range(len(bounds) - 1):
+            for i in range(bounds[k], bounds[k + 1]):
+                row = span(tile, i * LANES, LANES)
+                for n in range(LANES):
+                    sums[n] += row[n]
+            _finish(kind, sums, calibration[0, k], calibration[1, k], out[k, start:stop])

@@ -1,0 +1,174 @@
+"""How the kernels of a training step are compiled, and the vector instructions that loops do not produce.
+
+Each instruction is a few lines of LLVM that the compiler lowers to what the processor has. The file needs
+numba. A kernel that is kept on disk does not notice a change in this file: empty the cache after one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from llvmlite import binding, ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+
+__all__ = [
+    "HAS_PERMUTE",
+    "PERMUTED",
+    "SQUARE",
+    "cached",
+    "part",
+    "permute",
+    "prefetch",
+    "sum_part",
+    "turn",
+    "two_to_the",
+]
+
+SQUARE = 16  # side of the squares that are transposed
+_FEATURES = binding.get_host_cpu_features()
+HAS_PERMUTE = bool(_FEATURES.get("avx2"))
+PERMUTED = 16 if _FEATURES.get("avx512f") else 8  # numbers that one `permute` moves
+
+F = TypeVar("F", bound=Callable[..., Any])
+_log = logging.getLogger(__name__)
+
+
+def part(function: F) -> F:
+    """Compile as a part of a kernel; a product and a sum may be one rounded operation."""
+    return cast("F", njit(nogil=True, error_model="numpy", fastmath={"contract"})(function))
+
+
+def sum_part(function: F) -> F:
+    """Compile as a part whose sums may be reordered."""
+    return cast("F", njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})(function))
+
+
+def part_without_nan(function: F) -> F:
+    """Compile as a part whose result does not matter where a number is NaN."""
+    return cast("F", njit(nogil=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc"})(function))
+
+
+def cached(function: F) -> F:
+    """Compile on the first call and keep the result, in the user's cache where this folder is read-only."""
+    try:
+        return cast("F", njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})(function))
+    except RuntimeError as error:  # there is no folder that numba may write to
+        _log.info("compiled in every process anew; set NUMBA_CACHE_DIR to keep the result (%s)", error)
+        return part(function)
+
+
+def _data(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    return cgutils.create_struct_proxy(kind)(context, builder, value).data  # type: ignore[no-untyped-call]
+
+
+def _vector_at(builder: Any, pointer: Any, index: Any, vector: Any) -> Any:
+    return builder.bitcast(builder.gep(pointer, [index]), vector.as_pointer())
+
+
+def _span_code(_context: Any, array: Any, start: Any, count: Any) -> Any:
+    """Return ``count`` numbers of a contiguous array from the flat index ``start`` on, without owning them.
+
+    A slice of an array counts its owners, by an atomic operation that costs as much as half a row's work.
+    """
+    kind = types.Array(array.dtype, 1, "C")
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = _data(context, builder, signature.args[0], arguments[0])
+        size = context.get_constant(types.intp, array.dtype.bitwidth // 8)
+        result = context.make_array(kind)(context, builder)
+        populate_array(  # type: ignore[no-untyped-call]
+            result, builder.gep(data, [arguments[1]]), shape=[arguments[2]], strides=[size], itemsize=size,
+            meminfo=None,
+        )  # fmt: skip
+        return result._getvalue()
+
+    return kind(array, start, count), generate
+
+
+def _turn_code(
+    _context: Any, source: Any, offsets: Any, column: Any, target: Any, start: Any, stride: Any
+) -> Any:
+    """Copy a square transposed: target[start + j stride + i] = source[offsets[i] + column + j]."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        vector, index = ir.VectorType(ir.FloatType(), SQUARE), ir.IntType(64)
+        data = [_data(context, builder, signature.args[i], arguments[i]) for i in (0, 1, 3)]
+        rows = []
+        for i in range(SQUARE):
+            offset = builder.load(builder.gep(data[1], [ir.Constant(index, i)]))
+            row = builder.load(_vector_at(builder, data[0], builder.add(offset, arguments[2]), vector))
+            row.align = 4
+            rows.append(row)
+        step = 1
+        while step < SQUARE:  # swap blocks of 1, 2, 4, 8 across the diagonal
+            low = [j + SQUARE - step if j & step else j for j in range(SQUARE)]
+            high = [j + SQUARE if j & step else j + step for j in range(SQUARE)]
+            masks = [ir.Constant(ir.VectorType(ir.IntType(32), SQUARE), mask) for mask in (low, high)]
+            for i in range(SQUARE):
+                if not i & step:
+                    a, b = rows[i], rows[i + step]
+                    rows[i], rows[i + step] = (builder.shuffle_vector(a, b, mask) for mask in masks)
+            step *= 2
+        for j, row in enumerate(rows):
+            place = builder.add(arguments[4], builder.mul(arguments[5], ir.Constant(index, j)))
+            builder.store(row, _vector_at(builder, data[2], place, vector)).align = 4
+        return context.get_dummy_value()
+
+    return types.void(source, offsets, column, target, start, stride), generate
+
+
+def _permute_code(_context: Any, source: Any, first: Any, places: Any, at: Any, target: Any) -> Any:
+    """Set target[at + i] = source[first + places[at + i]] for PERMUTED i; places are below PERMUTED."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        vector, indices = ir.VectorType(ir.FloatType(), PERMUTED), ir.VectorType(ir.IntType(32), PERMUTED)
+        data = [_data(context, builder, signature.args[i], arguments[i]) for i in (0, 2, 4)]
+        values = builder.load(_vector_at(builder, data[0], arguments[1], vector))
+        chosen = builder.load(_vector_at(builder, data[1], arguments[3], indices))
+        values.align = chosen.align = 4
+        kind = ir.FunctionType(vector, [vector, indices])
+        name = "llvm.x86.avx512.permvar.sf.512" if PERMUTED == 16 else "llvm.x86.avx2.permps"
+        permute = builder.module.declare_intrinsic(name, (), kind)
+        result = builder.call(permute, [values, chosen])
+        builder.store(result, _vector_at(builder, data[2], arguments[3], vector)).align = 4
+        return context.get_dummy_value()
+
+    return types.void(source, first, places, at, target), generate
+
+
+def _prefetch_code(_context: Any, source: Any, index: Any) -> Any:
+    """Ask for the cache line of source[index]; it may lie anywhere."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        place = builder.gep(_data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
+        read, keep, is_data = (ir.Constant(number, value) for value in (0, 3, 1))
+        builder.call(fetch, [builder.bitcast(place, byte), read, keep, is_data])
+        return context.get_dummy_value()
+
+    return types.void(source, index), generate
+
+
+def _two_to_the_code(_context: Any, shifted: Any) -> Any:
+    """Return 2**n for the whole number n, given n + 1.5 * 2**23, whose low bits are n."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        whole = ir.IntType(32)
+        exponent = builder.shl(builder.bitcast(arguments[0], whole), ir.Constant(whole, 23))
+        return builder.bitcast(builder.add(exponent, ir.Constant(whole, 0x3F800000)), ir.FloatType())
+
+    return types.float32(shifted), generate
+
+
+span = cast("Callable[..., Any]", intrinsic(_span_code))
+turn = cast("Callable[..., None]", intrinsic(_turn_code))
+permute = cast("Callable[..., None]", intrinsic(_permute_code))
+prefetch = cast("Callable[..., None]", intrinsic(_prefetch_code))
+two_to_the = cast("Callable[..., Any]", intrinsic(_two_to_the_code))
