@@ -232,7 +232,7 @@ class MED(nn.Module):
     def reduce(
         self, improvement_K: Tensor, mutual: Tensor, distill: Tensor, sizes: Sequence[int] | None = None
     ) -> dict[str, Tensor]:
-        """Weigh and add up the parts of the loss; for those who compute the parts by other means than `terms`.
+        """Weigh and add up the parts of the loss; for those who have them by other means.
 
         Args:
             improvement_K: L_EI of every size.

@@ -101,7 +101,7 @@ def build_step(config: Config, task: Task, sizes: tuple[int, ...]) -> LinkPredic
     )
     return LinkPrediction(
         model, objective, n3=config.n3, n3_balance=config.n3_balance,
-        compiled="loss" if config.compile else "none",
+        compiled=config.compile,
     )  # fmt: skip
 
 

@@ -109,7 +109,11 @@ class Config:
     max_train_steps: int = flag(0, "Stop after so many steps; 0: by epochs.")
     max_grad_norm: float | None = flag(None, "Clip the global gradient norm.")
     mixed_precision: str = flag("no", "bf16 pays on GPUs only.", ("no", "bf16"))
-    compile: bool = flag(False, "Compile scores and losses; pays for many sizes with sampled negatives.")
+    compile: str = flag(
+        "auto",
+        "auto: kernels on CPUs, torch.compile elsewhere; loss: torch.compile.",
+        ("auto", "loss", "none"),
+    )
     seed: int = flag(0, "Seed of weights, permutations and negatives.")
     # evaluation
     eval_split: str = flag("test", "Split of the final table.", ("valid", "test"))
@@ -164,7 +168,6 @@ def paper(model: str, margin: float, sizes: list[int] | None = None) -> Config:
         num_train_epochs=1500,
         eval_epochs=50,
         early_stopping_patience=5,
-        compile=True,
     )
 
 

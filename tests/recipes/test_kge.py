@@ -268,14 +268,14 @@ def test_every_preset_is_complete_and_flags_override_it(kge: ModuleType, tmp_pat
 
 def test_a_preset_runs_at_another_scale(run: Run, tmp_path: Path) -> None:
     assert (
-        run(tmp_path / "out", preset="wn18rr-rotate-paper", max_train_steps=4, compile="False", n3=None) == 0
+        run(tmp_path / "out", preset="wn18rr-rotate-paper", max_train_steps=4, compile="none", n3=None) == 0
     )
     config = json.loads((tmp_path / "out" / "training_config.json").read_text())
     assert (config["model"], config["loss"], config["sizes"], config["compile"]) == (
         "rotate",
         "bce",
         [2, 4, 8],
-        False,
+        "none",
     )
 
 
@@ -416,7 +416,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_state(
 def test_without_a_compiler_it_says_so_once_and_goes_on(
     plain: tuple[Path, Any], arguments: Arguments, tmp_path: Path
 ) -> None:
-    command = [str(RECIPE), *arguments(tmp_path / "out", compile=True)]
+    command = [str(RECIPE), *arguments(tmp_path / "out", compile="loss")]
     process = in_processes(1, command, {"CXX": str(tmp_path / "no-compiler")})
     assert process.returncode == 0, process.stderr
     assert (process.stdout + process.stderr).count("no C++ compiler found") == 1
