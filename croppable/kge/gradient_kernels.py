@@ -52,7 +52,8 @@ def _pull(kind: int, gradient: Floats, own: Floats, other: Floats, weight: Float
         for i in range(len(gradient)):
             gradient[i] -= TWO * weight[i] * (own[i] - other[i])
     else:
-        for i in range(0, len(gradient) - 1, 2):
+        for pair in range(len(gradient) // 2):  # a step of two would not be vectorised
+            i = 2 * pair
             u, v = own[i] - other[i], own[i + 1] - other[i + 1]
             square = u * u + v * v
             factor = weight[i] / math.sqrt(square) if square >= TINY else ZERO
@@ -148,6 +149,12 @@ def running_sums(
                 out[b, n + 1, k] = gradients[b, k, n]
 
 
+@part
+def _prefetch_row(rows: Floats, start: int, count: int) -> None:
+    for i in range(start, start + count, SQUARE):  # 16 numbers are a cache line
+        prefetch(rows, i)
+
+
 @cached
 def query_gradients(
     kind: int,
@@ -173,13 +180,12 @@ def query_gradients(
     """
     width, count, padded = queries.shape[1], ids.shape[1], weights.shape[2]
     wide = np.empty(len(places), np.float32)
-    flat, all_ids = table.reshape(-1), ids.reshape(-1)
+    all_ids = ids.reshape(-1)
     for b in range(len(queries)):
         for n in range(count):
             ahead = b * count + n + AHEAD
             if ahead < len(all_ids):
-                for i in range(0, width, SQUARE):
-                    prefetch(flat, all_ids[ahead] * width + i)
+                _prefetch_row(table, all_ids[ahead] * width, width)
             _spread(span(weights, (b * count + n) * padded, padded), firsts, places, wide)
             row = span(table, ids[b, n] * width, width)
             _pull(kind, span(out, b * width, width), span(queries, b * width, width), row, wide)
@@ -241,7 +247,10 @@ def row_gradients(
         gradient, row = span(out, u * width, width), span(table, rows[u] * width, width)
         gradient[:] = 0
         for i in range(starts[u], starts[u + 1]):
-            use = uses[i]
+            use, ahead = uses[i], uses[min(i + AHEAD, len(uses) - 1)]
+            if ahead < own_uses:
+                _prefetch_row(weights, ahead * padded, padded)
+                _prefetch_row(queries, ahead // count * width, width)
             if use < own_uses:
                 _spread(span(weights, use * padded, padded), firsts, places, wide)
                 _pull(kind, gradient, row, span(queries, use // count * width, width), wide)
