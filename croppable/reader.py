@@ -197,11 +197,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the rows of metrics.json; none if there is no such file.
 
     Raises:
-        CheckpointError: If it is no list of objects, or bigger than 16 MB.
+        CheckpointError: If it is no list of objects, or bigger than 32 MB.
     """
     if not (folder / METRICS).exists():
         return []
-    rows: list[dict[str, Any]] = read_json(folder, METRICS, 16 * MEGABYTE, list)
+    rows: list[dict[str, Any]] = read_json(folder, METRICS, 32 * MEGABYTE, list)
     good = all(isinstance(row, dict) for row in rows)
     require(good, folder / METRICS, "values that are no objects", "a list of objects")
     return rows
