@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from croppable.kge.gradient_kernels import (
+    gather_weights,
     group_uses,
     pool_gradients,
     query_gradients,
     row_gradients,
-    running_sums,
 )
 from croppable.kge.loss_kernels import (
     LINEAR,
@@ -38,6 +38,7 @@ from croppable.kge.loss_kernels import (
 )
 from croppable.kge.pieces import cut, on_all_threads
 from croppable.kge.ranking_compiled import STEPS
+from croppable.kge.ranking_kernels import SQUARED
 from croppable.kge.scores import Score, Side
 from croppable.kge.step_kernels import LANES, own_scores, pool_scores, target_scores
 from croppable.kge.vector_code import PERMUTED
@@ -224,14 +225,13 @@ class Batch:
         return by_entity, inner[1], *floats
 
     def _by_rows(self, factors: Tensor, own_factors: Tensor, pulls: Tensor) -> Found:
-        plan, kind, calibration = self.plan, self.plan.kind, self.calibration.numpy()
+        plan, kind, teach_down = self.plan, self.plan.kind, self.plan.objective.teach_down
         batch, sizes, count = self.scores.shape
-        teach_down = plan.objective.teach_down
+        shared = (pulls.numpy(), self.calibration.numpy(), kind == SQUARED)
         own_gradients, own_moments = torch.empty_like(self.own), torch.empty(1, sizes, 2)
         judge_gradients(
             self.own.numpy(), *plan.judging(True, *self.strengths), teach_down, self.own_sigma.numpy(),
-            self.own_stats.numpy(), own_factors.numpy(), pulls.numpy(), own_gradients.numpy(),
-            own_moments.numpy(),
+            self.own_stats.numpy(), own_factors.numpy(), *shared, own_gradients.numpy(), own_moments.numpy(),
         )  # fmt: skip
         judging = plan.judging(False, *self.strengths)
         per_query = [t.numpy() for t in (self.scores, self.sigma, self.stats)]
@@ -244,19 +244,16 @@ class Batch:
             gradients = np.empty(scores.shape, np.float32)
             factor = factors.numpy() if len(factors) == 1 else factors.numpy()[begin:end]
             judge_gradients(
-                scores, *judging, teach_down, sigma, stats, factor, pulls.numpy(), gradients,
+                scores, *judging, teach_down, sigma, stats, factor, *shared, gradients,
                 moments.numpy()[begin:end],
             )  # fmt: skip
             own_weights, out = weights.numpy()[begin:end], by_query.numpy()[begin:end]
-            queries, own = self.queries[begin:end], (self.own[0].numpy(), own_gradients[0].numpy())
+            queries = self.queries[begin:end]
             if self.pool is not None:
                 by_pools[begin] = np.zeros_like(self.pool)
-                pool_gradients(
-                    kind, queries, self.pool, self.bounds, calibration, scores, gradients, out,
-                    by_pools[begin],
-                )  # fmt: skip
-                scores = gradients = np.empty((end - begin, sizes, 0), np.float32)
-            running_sums(kind, calibration, scores, gradients, *own, begin, own_weights)
+                pool_gradients(kind, queries, self.pool, self.bounds, gradients, out, by_pools[begin])
+                gradients = np.empty((end - begin, sizes, 0), np.float32)
+            gather_weights(gradients, own_gradients[0].numpy(), begin, own_weights)
             ids = self.own_ids[begin:end]
             query_gradients(kind, queries, self.table, ids, own_weights, self.firsts, self.places, out)
 

@@ -31,7 +31,7 @@ from croppable.kge.vector_code import (
     turn,
 )
 
-__all__ = ["group_uses", "pool_gradients", "query_gradients", "row_gradients", "running_sums"]
+__all__ = ["gather_weights", "group_uses", "pool_gradients", "query_gradients", "row_gradients"]
 
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 AHEAD = 2  # rows that are asked for while one is in work
@@ -80,70 +80,38 @@ def _spread(weights: Floats, firsts: Ints, places: NDArray[np.int32], wide: Floa
 
 
 @part
-def _to_totals(kind: int, scores: Floats, scale: Number, shift: Number, gradients: Floats) -> None:
-    """Turn gradients by calibrated scores into those by the totals of `Score.finish`."""
-    if kind == SQUARED:  # the score is shift - scale * sqrt(-total)
-        for n in range(len(scores)):
-            distance = (shift - scores[n]) / scale
-            inside = distance * distance > TINY
-            gradients[n] *= scale / (TWO * distance) if inside else ZERO
-    else:
-        for n in range(len(scores)):
-            gradients[n] *= scale
-
-
-@part
 def _add(more: Floats, sums: Floats) -> None:
     for n in range(len(sums)):
         sums[n] += more[n]
 
 
 @cached
-def running_sums(
-    kind: int,
-    calibration: Floats,
-    scores: Floats,
-    gradients: Floats,
-    own: Floats,
-    own_gradients: Floats,
-    start: int,
-    out: Floats,
-) -> None:
-    """Sum the gradients of all sizes that a segment reaches, for every use of a row.
+def gather_weights(gradients: Floats, own_gradients: Floats, start: int, out: Floats) -> None:
+    """Sum for every segment the gradients of the sizes that hold it, in the order of rows, targets first.
 
     Args:
-        kind: As in `own_scores`.
-        calibration: Factor and offset of each size [2, K].
-        scores: Of the negatives [B, K, N].
-        gradients: By the scores of the negatives [B, K, N]; overwritten.
-        own: Scores of the targets [K, B of all].
-        own_gradients: By the scores of the targets [K, B of all].
+        gradients: By the totals of negatives [B, K, N]; overwritten.
+        own_gradients: By the totals of targets [K, B of all].
         start: Place of the first query among all.
-        out: Filled with the weights of segments [B, 1 + N, K'], targets first.
+        out: Filled [B, 1 + N, K'].
     """
     sizes, count = gradients.shape[1], gradients.shape[2]
-    padded, uses = out.shape[2], out.shape[1]
-    offsets, target = np.empty(SQUARE, np.int64), out.reshape(-1)
+    uses, padded = out.shape[1], out.shape[2]
+    offsets, source, target = np.empty(SQUARE, np.int64), gradients.reshape(-1), out.reshape(-1)
     whole, full = count // SQUARE * SQUARE, sizes // SQUARE * SQUARE
-    sums = gradients.reshape(-1)
     for b in range(len(gradients)):
-        first, place = b * sizes * count, b * uses * padded
         total = ZERO
         for k in range(sizes - 1, -1, -1):
-            scale, shift = calibration[0, k], calibration[1, k]
-            at, own_at = first + k * count, k * own.shape[1] + start + b
-            row = span(gradients, at, count)
-            _to_totals(kind, span(scores, at, count), scale, shift, row)
-            _to_totals(kind, span(own, own_at, 1), scale, shift, span(own_gradients, own_at, 1))
             total += own_gradients[k, start + b]
             out[b, 0, k] = total
             if k + 1 < sizes:
-                _add(span(gradients, at + count, count), row)
+                at = (b * sizes + k) * count
+                _add(span(gradients, at + count, count), span(gradients, at, count))
         for k in range(0, full, SQUARE):
             for i in range(SQUARE):
-                offsets[i] = first + (k + i) * count
+                offsets[i] = (b * sizes + k + i) * count
             for n in range(0, whole, SQUARE):
-                turn(sums, offsets, n, target, place + (n + 1) * padded + k, padded)
+                turn(source, offsets, n, target, (b * uses + n + 1) * padded + k, padded)
         for k in range(sizes):
             for n in range(whole if k < full else 0, count):
                 out[b, n + 1, k] = gradients[b, k, n]
@@ -173,7 +141,7 @@ def query_gradients(
         queries: [B, W].
         table: The entity table [E, W].
         ids: Entity ids [B, A].
-        weights: From `running_sums` [B, A, K'].
+        weights: From `gather_weights` [B, A, K'].
         firsts: See `_spread` [V].
         places: See `_spread` [V PERMUTED].
         out: Added to [B, W].
@@ -234,7 +202,7 @@ def row_gradients(
         rows: Entity ids [U].
         starts: Row u has the uses starts[u] to starts[u + 1] [U + 1].
         uses: Below B A: place in ``weights``; from there on: place in ``given``, plus B A.
-        weights: From `running_sums` [B, A, K'].
+        weights: From `gather_weights` [B, A, K'].
         given: Finished gradients of rows used otherwise [G, W].
         firsts: See `_spread` [V].
         places: See `_spread` [V PERMUTED].
@@ -304,8 +272,6 @@ def pool_gradients(
     queries: Floats,
     pool: Floats,
     bounds: Ints,
-    calibration: Floats,
-    scores: Floats,
     gradients: Floats,
     out: Floats,
     out_pool: Floats,
@@ -317,9 +283,7 @@ def pool_gradients(
         queries: [B, W].
         pool: Candidate rows, transposed by LANES [ceil(C / LANES), W, LANES].
         bounds: Where segments begin and end in a row [K + 1], from 0.
-        calibration: Factor and offset of each size [2, K].
-        scores: [B, K, C].
-        gradients: By the scores [B, K, C]; overwritten.
+        gradients: By the totals of the candidates [B, K, C].
         out: Of the queries, added to [B, W].
         out_pool: Of the candidates, added to [ceil(C / LANES), W, LANES].
     """
@@ -331,11 +295,8 @@ def pool_gradients(
         for b in range(len(queries)):
             weight[:] = 0
             for k in range(len(bounds) - 2, -1, -1):
-                lane = gradients[b, k, start : start + LANES]
-                score = scores[b, k, start : start + LANES]
-                _to_totals(kind, score, calibration[0, k], calibration[1, k], lane)
-                for n in range(len(lane)):
-                    weight[n] += lane[n]
+                for n in range(min(LANES, gradients.shape[2] - start)):
+                    weight[n] += gradients[b, k, start + n]
                 for i in range(bounds[k], bounds[k + 1], step):
                     j = i + step - 1
                     by_x, by_y = _pull_lanes(

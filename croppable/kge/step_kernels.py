@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from croppable.kge.ranking_kernels import ABSOLUTE, PRODUCT, SQUARED
-from croppable.kge.vector_code import SQUARE, cached, part, span, turn
+from croppable.kge.vector_code import SQUARE, cached, part, prefetch, span, turn
 
 __all__ = ["LANES", "MASKED", "TINY", "own_scores", "pool_scores", "target_scores"]
 
@@ -152,12 +152,23 @@ def _sum_tile(
 
 @part
 def _turn_rows(table: Floats, offsets: Ints, first: int, end: int, tile: Floats) -> None:
-    """Copy the numbers first..end of LANES rows into the tile, transposed."""
+    """Copy the numbers first..end of LANES rows into the tile, transposed.
+
+    Args:
+        table: Rows of numbers.
+        offsets: Where the rows begin, and where the next SQUARE rows will [LANES + SQUARE].
+        first: First number.
+        end: One more than the last.
+        tile: Filled [end - first, LANES].
+    """
     flat, target = table.reshape(-1), tile.reshape(-1)
     whole = first + (end - first) // SQUARE * SQUARE
     for block in range(0, LANES, SQUARE):
+        rows, ahead = span(offsets, block, SQUARE), span(offsets, block + SQUARE, SQUARE)
         for column in range(first, whole, SQUARE):
-            turn(flat, offsets[block:], column, target, (column - first) * LANES + block, LANES)
+            for i in range(SQUARE):
+                prefetch(flat, ahead[i] + column)
+            turn(flat, rows, column, target, (column - first) * LANES + block, LANES)
     for column in range(whole, end):
         for n in range(LANES):
             tile[column - first, n] = flat[offsets[n] + column]
@@ -186,11 +197,15 @@ def own_scores(
     """
     width, count = queries.shape[1], negatives.shape[1]
     tile = np.empty((min(CHUNK, width), LANES), np.float32)
-    sums, offsets = np.empty(LANES, np.float32), np.empty(LANES, np.int64)
+    sums, offsets = np.empty(LANES, np.float32), np.empty(LANES + SQUARE, np.int64)
     for b in range(len(queries)):
         for start in range(0, count, LANES):
             for n in range(LANES):  # places behind the last candidate repeat it
                 offsets[n] = negatives[b, min(start + n, count - 1)] * width
+            more = start + LANES < count
+            for n in range(SQUARE):
+                row, place = (b, start + LANES + n) if more else (min(b + 1, len(queries) - 1), n)
+                offsets[LANES + n] = negatives[row, min(place, count - 1)] * width
             query = span(queries, b * width, width)
             sums[:] = 0
             k = 0
@@ -263,7 +278,7 @@ def target_scores(
     """
     width = queries.shape[1]
     terms, tile = np.empty((LANES, width), np.float32), np.empty((width, LANES), np.float32)
-    sums, offsets = np.empty(LANES, np.float32), np.arange(LANES) * width
+    sums, offsets = np.empty(LANES, np.float32), np.arange(LANES + SQUARE) * width
     for start in range(begin, end, LANES):
         stop = min(start + LANES, end)
         for b in range(start, stop):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from croppable.kge import compiled_step, objective
-from croppable.kge.gradient_kernels import pool_gradients, query_gradients, row_gradients, running_sums
+from croppable.kge.gradient_kernels import gather_weights, pool_gradients, query_gradients, row_gradients
 from croppable.kge.loss_kernels import judge, judge_gradients
 from croppable.kge.model import KGEModel
 from croppable.kge.objective import LinkPrediction
@@ -146,7 +146,7 @@ def test_two_threads_give_what_one_gives(score: str, shared: bool) -> None:
 
 def test_a_run_of_the_same_shapes_compiles_each_kernel_once() -> None:
     kernels: list[Any] = [
-        own_scores, pool_scores, target_scores, judge, judge_gradients, running_sums, query_gradients,
+        own_scores, pool_scores, target_scores, judge, judge_gradients, gather_weights, query_gradients,
         row_gradients, pool_gradients,
     ]  # fmt: skip
     for score in ADDITIVE:
