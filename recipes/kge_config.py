@@ -135,7 +135,7 @@ class Config:
 
 def unicode_complex_med() -> Config:
     """The embedded graph, a few minutes on two cores."""
-    return Config(sizes=[4, 8, 16, 32, 64, 128], num_train_epochs=10, output_dir="runs/unicode")
+    return Config(sizes=[4, 8, 16, 32, 64, 128], num_train_epochs=6, output_dir="runs/unicode")
 
 
 def codex_s_complex_med() -> Config:
