@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import shutil
 from collections.abc import Callable
+from functools import lru_cache
+from types import ModuleType
 from typing import TypeVar
 
 import torch
 
-__all__ = ["compile_or_not", "find_compiler"]
+__all__ = ["compile_or_not", "find_compiler", "import_kernels"]
 
 COMPILERS = ("g++", "clang++", "c++", "cl")
 
@@ -37,3 +40,21 @@ def compile_or_not(function: F) -> F:
         )
         return function
     return torch.compile(function, dynamic=False)  # type: ignore[return-value]
+
+
+@lru_cache
+def import_kernels(module: str) -> ModuleType | None:
+    """Import one of the library's modules that need numba, or return None where numba is missing."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name not in ("numba", "llvmlite"):
+            raise
+        _say_missing(error.name)
+        return None
+
+
+@lru_cache
+def _say_missing(name: str) -> None:
+    """Say it once, whatever was to be imported."""
+    _log.warning("no compiled kernels: %s is missing; pip install 'croppable[kge]'", name)

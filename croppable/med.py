@@ -272,10 +272,21 @@ class MED(nn.Module):
         losses = example_losses(outputs, targets, self.task)
         if self.task == "binary":
             return self._binary_improvement(outputs, losses, targets)
-        first = torch.full_like(losses[:1], 1 / losses.shape[1])
-        errors = prior_error(outputs[:-1], targets, self.task)
+        return self.improve(losses)
+
+    def improve(self, losses_KB: Tensor) -> Tensor:
+        """Compute L_EI of every size from the loss of every example, but for the binary task.
+
+        Args:
+            losses_KB: From `example_losses`.
+
+        Returns:
+            ``[K]``.
+        """
+        first = torch.full_like(losses_KB[:1], 1 / losses_KB.shape[1])
+        errors = -torch.expm1(-losses_KB[:-1].detach())  # as `prior_error`
         weights = torch.cat([first, (self.w1 * errors).softmax(-1)])
-        return (weights * losses).sum(-1)
+        return (weights * losses_KB).sum(-1)
 
     def _binary_improvement(self, outputs: Tensor, losses: Tensor, targets: Tensor) -> Tensor:
         sizes, batch, columns = outputs.shape

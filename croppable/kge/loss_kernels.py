@@ -20,7 +20,7 @@ from croppable.kge.step_kernels import TINY, Floats
 from croppable.kge.vector_code import cached, part, part_without_nan, span, sum_part, two_to_the
 
 __all__ = [
-    "LINEAR", "NO_HUBER", "RAW_HUBER", "RECIPROCAL", "SIGMOID_HUBER", "STATS", "judge",
+    "LINEAR", "NO_HUBER", "RAW_HUBER", "RECIPROCAL", "SIGMOID_HUBER", "STATS", "exp_of_negative", "judge",
     "judge_gradients",
 ]  # fmt: skip
 
@@ -56,7 +56,7 @@ Number = Any  # float32 inside the compiled code
 
 
 @part
-def _exp(x: Number) -> Number:
+def exp_of_negative(x: Number) -> Number:
     """exp(x) for x <= 0; NaN stays NaN."""
     x = LOWEST if x < LOWEST else x
     shifted = x * TO_BASE_2 + ROUND
@@ -79,7 +79,7 @@ def _judge_scores(scores: Floats, sign: Number, sigma: Floats, loss: Floats) -> 
     """Fill sigma(s) and log(1 + exp(s)) by one exponential and one division each."""
     for n in range(len(scores)):
         s = sign * scores[n]
-        t = _exp(s if s < 0 else -s)
+        t = exp_of_negative(s if s < 0 else -s)
         large = ONE / (ONE + t)
         series = ((((((L8 * t + L7) * t + L6) * t + L5) * t + L4) * t + L3) * t + L2) * t + L1
         log = (series * t + ONE) * t  # log(1 + t)
@@ -115,7 +115,7 @@ def _add_weighted(
     total, lost, moment, both, huber = ZERO, ZERO, ZERO, ZERO, ZERO
     for n in range(len(loss)):
         logit = w * slopes[n] - top
-        weight = _exp_near(logit) if near else _exp(logit + temperature * scores[n])
+        weight = _exp_near(logit) if near else exp_of_negative(logit + temperature * scores[n])
         total += weight
         lost += weight * loss[n]
         moment += weight * slopes[n]
@@ -203,7 +203,7 @@ def _row_gradient(
         p = sigma[n]
         pull = to_before * (p - before[n]) + to_after * (p - after[n])
         logit = w * slopes[n] - top
-        weight = _exp_near(logit) if near else _exp(logit + temperature * scores[n])
+        weight = _exp_near(logit) if near else exp_of_negative(logit + temperature * scores[n])
         by_score = (factor * weight + pull * (ONE - p)) * p
         total += by_score
         moment += by_score * scores[n]

@@ -6,17 +6,15 @@ croppable/kge/sampling.py, the loop is croppable/training.py.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from types import ModuleType
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from croppable.compiling import compile_or_not
+from croppable.compiling import compile_or_not, import_kernels
 from croppable.core import Nested
+from croppable.kge import streaming
 from croppable.kge.model import KGEModel
 from croppable.kge.scores import Side
 from croppable.med import MED
@@ -25,22 +23,8 @@ __all__ = ["LinkPrediction", "segment_n3"]
 
 Compiled = Literal["none", "loss", "auto"]
 
+FEW_SCORES = 2**24  # 64 MB, at one size: then scoring once and keeping all is a fifth faster than in tiles
 MASKED = -1e4  # score of a negative that is the answer itself: probability zero, and still finite
-
-_log = logging.getLogger(__name__)
-
-
-@lru_cache(maxsize=1)
-def _kernels() -> ModuleType | None:
-    """Import the kernels; where numba is missing, say so once."""
-    try:
-        from croppable.kge import compiled_step
-    except ModuleNotFoundError as error:
-        if error.name not in ("numba", "llvmlite"):
-            raise
-        _log.warning("no compiled kernels: %s is missing; pip install 'croppable[kge]'", error.name)
-        return None
-    return compiled_step
 
 
 def segment_n3(rows: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -71,9 +55,10 @@ class LinkPrediction(nn.Module):
             over-regularised; at 1 every segment feels losses and penalty in the same proportion; 2 also
             follows the best weight of separate training, which falls with the size (docs/med.md).
         compiled: "loss": ``torch.compile`` fuses scores and losses after the gather; without a C++ compiler
-            this warns once and runs as "none". "auto": on the CPU, kernels that read the table's rows where
-            they lie (croppable/kge/compiled_step.py; needs numba) where they know score and objective; on
-            other devices "loss". "none": neither; the specification of the others.
+            this warns once and runs as "none". "auto": against all entities, tile by tile
+            (croppable/kge/streaming.py); against negatives on the CPU, kernels that read the table's rows
+            where they lie (croppable/kge/compiled_step.py; needs numba), and on other devices "loss"; where
+            these do not know score and objective, "none". "none": the specification of the others.
         sparse: Whether the gradient of the entity table holds the touched rows only, for optimizers that take
             it (Adagrad, SparseAdam); needs "auto" and its kernels.
 
@@ -128,8 +113,11 @@ class LinkPrediction(nn.Module):
         Returns:
             Scalars: "loss" and its parts.
         """
-        if self.compiled == "auto" and negatives is not None:
-            losses = self._by_kernels(anchor, relation, target, negatives, side)
+        if self.compiled == "auto":
+            if negatives is None:
+                losses = self._streamed(anchor, relation, target, side)
+            else:
+                losses = self._by_kernels(anchor, relation, target, negatives, side)
             if losses is not None:
                 return losses
         per_query = negatives is not None and negatives.ndim == 2
@@ -178,12 +166,29 @@ class LinkPrediction(nn.Module):
         penalty = self.n3 * (cubes @ torch.tensor(share, dtype=cubes.dtype, device=cubes.device)).sum()
         return {**losses, "n3": penalty, "loss": losses["loss"] + penalty}
 
+    def _streamed(
+        self, anchor: Tensor, relation: Tensor, target: Tensor, side: Side | Tensor
+    ) -> dict[str, Tensor] | None:
+        """Compute the losses against all entities tile by tile, or None where that does not apply."""
+        model, objective, sizes = self.model, self.objective, self.nested.sizes
+        small = len(sizes) == 1 and len(anchor) * model.num_entities <= FEW_SCORES
+        if small or not streaming.supports(model.function, objective):
+            return None
+        ids = torch.cat([anchor, target]) if self.n3 else anchor
+        rows = model.lookup(ids, relation, None, side)[0]
+        own, relation_rows = rows[: len(anchor)], model.relation_rows(relation, side)
+        query = model.function.query(own, relation_rows, model.form(side))
+        losses = streaming.softmax_losses(
+            model.function, objective, query, model.entity, target, *model.calibrate(sizes)
+        )
+        return self._penalised(losses, own, relation_rows, rows[len(anchor) :]) if self.n3 else losses
+
     def _by_kernels(
         self, anchor: Tensor, relation: Tensor, target: Tensor, negatives: Tensor, side: Side | Tensor
     ) -> dict[str, Tensor] | None:
         """Compute the losses of a batch by kernels, or None where they do not apply."""
         model, objective, sizes = self.model, self.objective, self.nested.sizes
-        kernels = _kernels()
+        kernels = import_kernels("croppable.kge.compiled_step")
         if kernels is None or not kernels.supports(model.function, model.entity, objective):
             return None
         relation_rows = model.relation_rows(relation, side)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from croppable.kge.scores import Score, Side
 
-__all__ = ["prefix_scores", "prefix_sums", "scores_at"]
+__all__ = ["prefix_scores", "prefix_sums", "scores_at", "segment_terms"]
 
 
 def scores_at(
@@ -86,6 +86,30 @@ def prefix_scores(
     if candidates.ndim == anchor_BD.ndim:
         return score.finish(_shared_totals(score, sizes, query, candidates))
     return score.finish(prefix_sums(score.partial(query[:, None], candidates), sizes))
+
+
+def segment_terms(score: Score, sizes: Sequence[int], query: Tensor, pool: Tensor) -> Tensor:
+    """Sum the terms of every segment for candidates that all queries share, out of autograd's sight.
+
+    Args:
+        score: An additive score.
+        sizes: Ascending, K of them.
+        query: Query rows, ``[B, D(, Q)]``.
+        pool: Candidate rows, ``[C, D(, P)]``.
+
+    Returns:
+        ``[K, B, C]``; running sums over K are the totals of sizes, before `Score.finish`.
+    """
+    terms = query.new_empty(len(sizes), len(query), len(pool))
+    parts = query[0, 0].numel()
+    with torch.no_grad():
+        for out, start, size in zip(terms, (0, *sizes), sizes, strict=False):
+            if score.product:  # cut after flattening: a matrix product takes such views as they are
+                span = slice(start * parts, size * parts)
+                torch.mm(query.flatten(1)[:, span], pool.flatten(1)[:, span].T, out=out)
+            else:
+                torch.sum(score.partial(query[:, None, start:size], pool[:, start:size]), -1, out=out)
+    return terms
 
 
 def _shared_totals(score: Score, sizes: Sequence[int], query: Tensor, pool: Tensor) -> Tensor:
