@@ -267,13 +267,14 @@ class Batch:
 
     def _by_entity(self, ids: Tensor, weights: Tensor, given: Tensor) -> Tensor:
         """Return the gradient of the table from all uses of its rows."""
-        starts, uses = np.empty(len(self.table) + 1, np.int64), np.empty(len(ids), np.int64)
-        group_uses(ids.numpy(), starts, uses)
         if self.plan.sparse:
-            rows = np.flatnonzero(np.diff(starts))
-            starts = np.append(starts[rows], starts[-1])
+            order = ids.argsort(stable=True)
+            touched, counts = torch.unique_consecutive(ids[order], return_counts=True)
+            rows, starts, uses = touched.numpy(), F.pad(counts.cumsum(0), (1, 0)).numpy(), order.numpy()
         else:
             rows = np.arange(len(self.table))
+            starts, uses = np.empty(len(rows) + 1, np.int64), np.empty(len(ids), np.int64)
+            group_uses(ids.numpy(), starts, uses)
         out = torch.empty(len(rows), self.table.shape[1])
         arrays = (uses, weights.numpy(), given.contiguous().numpy(), self.firsts, self.places)
 

@@ -60,7 +60,7 @@ class LinkPrediction(nn.Module):
             where they lie (croppable/kge/compiled_step.py; needs numba), and on other devices "loss"; where
             these do not know score and objective, "none". "none": the specification of the others.
         sparse: Whether the gradient of the entity table holds the touched rows only, for optimizers that take
-            it (Adagrad, SparseAdam); needs "auto" and its kernels.
+            it (Adagrad, SparseAdam); where `makes_sparse` (croppable/kge/optimizing.py decides).
 
     Raises:
         ValueError: If ``compiled`` is unknown.
@@ -92,6 +92,14 @@ class LinkPrediction(nn.Module):
         model = self.nested.model
         assert isinstance(model, KGEModel)
         return model
+
+    @property
+    def makes_sparse(self) -> bool:
+        """Whether negatives give the entity table a sparse gradient where ``sparse`` asks for it."""
+        kernels = import_kernels("croppable.kge.compiled_step") if self.compiled == "auto" else None
+        if kernels is None or self.n3:
+            return False
+        return bool(kernels.supports(self.model.function, self.model.entity, self.objective))
 
     def forward(
         self,

@@ -1,15 +1,40 @@
-"""Work cut into pieces and run on all of torch's threads, by kernels that let go of Python's lock."""
+"""Work cut into pieces and run on all of torch's threads, by kernels that let go of Python's lock.
+
+The threads are those of torch's own OpenMP where they can be had: between its operations OpenMP's threads
+spin for milliseconds on the cores that a second pool would need, which cost a third of a training step on
+two cores (docs/performance.md). Elsewhere there is a pool.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import torch
 
 __all__ = ["cut", "on_all_threads"]
+
+_Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@lru_cache(maxsize=1)
+def _openmp() -> Any:
+    """Return ``GOMP_parallel`` of the GNU OpenMP that came with torch, or None."""
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")):
+        try:
+            parallel = ctypes.CDLL(str(path)).GOMP_parallel
+        except (OSError, AttributeError):  # for another machine, or without its entry point
+            continue
+        parallel.argtypes = (_Body, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        parallel.restype = None
+        return parallel
+    return None
 
 
 @lru_cache(maxsize=1)
@@ -18,14 +43,35 @@ def _pool(threads: int, _process: int) -> ThreadPoolExecutor:
 
 
 def on_all_threads(work: Callable[[int, int], object], pieces: Sequence[tuple[int, int]]) -> None:
-    """Run ``work(begin, end)`` for every piece."""
-    threads = torch.get_num_threads()
-    if threads == 1 or len(pieces) == 1:
-        for piece in pieces:
-            work(*piece)
+    """Run ``work(begin, end)`` for every piece.
+
+    Raises:
+        Exception: What a piece raised first; pieces not begun by then are left out.
+    """
+    threads = min(torch.get_num_threads(), len(pieces))
+    todo, errors = deque(pieces), list[BaseException]()
+
+    def body(_: Any = None) -> None:
+        while not errors:
+            try:
+                piece = todo.popleft()
+            except IndexError:
+                return
+            try:
+                work(*piece)
+            except BaseException as error:  # nothing can be raised through OpenMP; it is below
+                errors.append(error)
+
+    parallel = _openmp()
+    if threads <= 1:
+        body()
+    elif parallel is not None:
+        parallel(_Body(body), None, threads, 0)
     else:
-        for _ in _pool(threads, os.getpid()).map(work, *zip(*pieces, strict=True)):
-            pass
+        for future in [_pool(threads, os.getpid()).submit(body) for _ in range(threads)]:
+            future.result()
+    if errors:
+        raise errors[0]
 
 
 def cut(count: int, largest: int) -> list[tuple[int, int]]:

@@ -1,0 +1,67 @@
+"""Sparse and dense gradients train the same model, and the rule between them."""
+
+import pytest
+import torch
+
+from croppable.kge.model import KGEModel
+from croppable.kge.objective import LinkPrediction
+from croppable.kge.optimizing import CROSSOVER, make_optimizer, prefers_sparse
+from croppable.med import MED
+
+ENTITIES, SIZES = 50, (2, 4, 8)
+
+
+def step_of(compiled: str = "auto", n3: float = 0.0) -> LinkPrediction:
+    torch.manual_seed(0)
+    model = KGEModel(ENTITIES, 3, SIZES, "transe-l1", margin=2.0, calibration="scale")
+    return LinkPrediction(model, MED(SIZES), compiled=compiled, n3=n3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_sparse_and_dense_adagrad_train_the_same_model(shared: bool) -> None:
+    trained = []
+    for sparse in (False, True):
+        step = step_of()
+        optimizer = make_optimizer(step, "adagrad", 0.1, touched_rows=1, sparse=sparse)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(5):
+            anchor, target, relation = (torch.randint(3, (4,), generator=generator) for _ in range(3))
+            negatives = torch.randint(ENTITIES, (6,) if shared else (4, 6), generator=generator)
+            step(anchor, relation, target, negatives)["loss"].backward()
+            assert step.model.entity.grad is not None
+            assert step.model.entity.grad.is_sparse == sparse
+            optimizer.step()
+            optimizer.zero_grad()
+        trained.append({name: p.detach() for name, p in step.named_parameters()})
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value)
+
+
+def test_the_rule_is_that_of_the_measured_crossover() -> None:
+    assert prefers_sparse(10_000, int(10_000 / CROSSOVER) - 1)
+    assert not prefers_sparse(10_000, int(10_000 / CROSSOVER))
+
+
+@pytest.mark.parametrize(
+    ("kind", "touched", "compiled", "n3", "sparse"),
+    [
+        ("adagrad", 5, "auto", 0.0, True),
+        ("adagrad", 45, "auto", 0.0, False),
+        ("adagrad", 5, "none", 0.0, False),
+        ("adagrad", 5, "auto", 0.1, False),
+        ("adam", 5, "auto", 0.0, False),
+    ],
+)
+def test_auto_is_sparse_where_that_is_faster_and_possible(
+    kind: str, touched: int, compiled: str, n3: float, sparse: bool
+) -> None:
+    step = step_of(compiled, n3)
+    make_optimizer(step, kind, 0.1, touched_rows=touched)  # type: ignore[arg-type]
+    assert step.sparse == sparse
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="takes no sparse gradient: use 'adagrad'"):
+        make_optimizer(step_of(), "adam", 0.1, touched_rows=1, sparse=True)
+    with pytest.raises(ValueError, match="kind must be one of adam, adagrad, got 'sgd'"):
+        make_optimizer(step_of(), "sgd", 0.1, touched_rows=1)  # type: ignore[arg-type]
