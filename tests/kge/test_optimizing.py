@@ -5,7 +5,7 @@ import torch
 
 from croppable.kge.model import KGEModel
 from croppable.kge.objective import LinkPrediction
-from croppable.kge.optimizing import CROSSOVER, make_optimizer, prefers_sparse
+from croppable.kge.optimizing import CROSSOVER, RowAdagrad, make_optimizer, prefers_sparse
 from croppable.med import MED
 
 ENTITIES, SIZES = 50, (2, 4, 8)
@@ -17,17 +17,19 @@ def step_of(compiled: str = "auto", n3: float = 0.0) -> LinkPrediction:
     return LinkPrediction(model, MED(SIZES), compiled=compiled, n3=n3)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("backwards", [1, 2])
 @pytest.mark.parametrize("shared", [False, True])
-def test_sparse_and_dense_adagrad_train_the_same_model(shared: bool) -> None:
+def test_sparse_and_dense_adagrad_train_the_same_model(shared: bool, backwards: int) -> None:
     trained = []
     for sparse in (False, True):
         step = step_of()
         optimizer = make_optimizer(step, "adagrad", 0.1, touched_rows=1, sparse=sparse)
         generator = torch.Generator().manual_seed(1)
         for _ in range(5):
-            anchor, target, relation = (torch.randint(3, (4,), generator=generator) for _ in range(3))
-            negatives = torch.randint(ENTITIES, (6,) if shared else (4, 6), generator=generator)
-            step(anchor, relation, target, negatives)["loss"].backward()
+            for _ in range(backwards):
+                anchor, target, relation = (torch.randint(3, (4,), generator=generator) for _ in range(3))
+                negatives = torch.randint(ENTITIES, (6,) if shared else (4, 6), generator=generator)
+                step(anchor, relation, target, negatives)["loss"].backward()
             assert step.model.entity.grad is not None
             assert step.model.entity.grad.is_sparse == sparse
             optimizer.step()
@@ -35,6 +37,24 @@ def test_sparse_and_dense_adagrad_train_the_same_model(shared: bool) -> None:
         trained.append({name: p.detach() for name, p in step.named_parameters()})
     for name, value in trained[0].items():
         torch.testing.assert_close(trained[1][name], value)
+
+
+def test_the_state_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    rows, values = torch.tensor([[1, 4]]), torch.randn(2, 3)
+    parameters = [torch.nn.Parameter(torch.ones(6, 3)) for _ in range(2)]
+    dense, sparse = torch.optim.Adagrad(parameters[:1], lr=0.1), RowAdagrad(parameters[1:], lr=0.1)
+    for _ in range(3):
+        gradient = torch.sparse_coo_tensor(rows, values, (6, 3), check_invariants=False)
+        parameters[0].grad, parameters[1].grad = gradient.to_dense(), gradient
+        loss = sparse.step(lambda: 7.0)
+        dense.step()
+        assert loss == 7.0
+        assert parameters[1].grad is gradient
+    torch.testing.assert_close(*parameters)
+    assert sparse.state_dict()["state"].keys() == dense.state_dict()["state"].keys()
+    for name, value in dense.state_dict()["state"][0].items():
+        torch.testing.assert_close(sparse.state_dict()["state"][0][name], value)
 
 
 def test_the_rule_is_that_of_the_measured_crossover() -> None:
