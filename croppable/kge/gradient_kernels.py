@@ -228,35 +228,39 @@ def row_gradients(
 
 @sum_part
 def _pull_lanes(
-    kind: int,
-    x: float,
-    y: float,
-    candidates: Floats,
-    pairs: Floats,
-    weight: Floats,
-    out: Floats,
-    out2: Floats,
+    kind: int, x: Number, y: Number, c: Floats, c2: Floats, weight: Floats, out: Floats, out2: Floats
 ) -> tuple[Number, Number]:
-    """Add the gradients of LANES candidates; return those of the query's numbers x and (MODULUS) y."""
+    """Add the gradients of LANES candidates by one number; return those of the query's.
+
+    Args:
+        kind: As in `own_scores`.
+        x: The query's number.
+        y: The other of a pair, for MODULUS.
+        c: The candidates' numbers [LANES].
+        c2: The others of the pairs.
+        weight: Of the segment [LANES].
+        out: Added to [LANES].
+        out2: Of the others of the pairs.
+    """
     by_x, by_y = ZERO, ZERO
     if kind == PRODUCT:
         for n in range(LANES):
-            by_x += weight[n] * candidates[n]
+            by_x += weight[n] * c[n]
             out[n] += weight[n] * x
     elif kind == ABSOLUTE:
         for n in range(LANES):
-            difference = x - candidates[n]
-            sign = (ONE if difference > 0 else ZERO) - (ONE if difference < 0 else ZERO)
-            by_x -= weight[n] * sign
-            out[n] += weight[n] * sign
+            difference = x - c[n]
+            pull = weight[n] * ((ONE if difference > 0 else ZERO) - (ONE if difference < 0 else ZERO))
+            by_x -= pull
+            out[n] += pull
     elif kind == SQUARED:
         for n in range(LANES):
-            pull = TWO * weight[n] * (x - candidates[n])
+            pull = TWO * weight[n] * (x - c[n])
             by_x -= pull
             out[n] += pull
     else:
         for n in range(LANES):
-            u, v = x - candidates[n], y - pairs[n]
+            u, v = x - c[n], y - c2[n]
             square = u * u + v * v
             factor = weight[n] / math.sqrt(square) if square >= TINY else ZERO
             by_x -= factor * u
@@ -288,20 +292,24 @@ def pool_gradients(
         out_pool: Of the candidates, added to [ceil(C / LANES), W, LANES].
     """
     step = 2 if kind > SQUARED else 1
+    width, sizes, count = queries.shape[1], gradients.shape[1], gradients.shape[2]
     weight = np.empty(LANES, np.float32)
     for index in range(len(pool)):
-        tile, out_tile = pool[index], out_pool[index]
         start = index * LANES
+        lanes = min(LANES, count - start)
         for b in range(len(queries)):
+            query, by_query = span(queries, b * width, width), span(out, b * width, width)
             weight[:] = 0
-            for k in range(len(bounds) - 2, -1, -1):
-                for n in range(min(LANES, gradients.shape[2] - start)):
-                    weight[n] += gradients[b, k, start + n]
+            for k in range(sizes - 1, -1, -1):
+                more = span(gradients, (b * sizes + k) * count + start, lanes)
+                _add(more, span(weight, 0, lanes))
                 for i in range(bounds[k], bounds[k + 1], step):
                     j = i + step - 1
+                    at, other = (index * width + i) * LANES, (index * width + j) * LANES
                     by_x, by_y = _pull_lanes(
-                        kind, queries[b, i], queries[b, j], tile[i], tile[j], weight, out_tile[i], out_tile[j]
-                    )
-                    out[b, i] += by_x
+                        kind, query[i], query[j], span(pool, at, LANES), span(pool, other, LANES),
+                        span(weight, 0, LANES), span(out_pool, at, LANES), span(out_pool, other, LANES),
+                    )  # fmt: skip
+                    by_query[i] += by_x
                     if step == 2:
-                        out[b, j] += by_y
+                        by_query[j] += by_y
