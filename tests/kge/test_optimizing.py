@@ -1,5 +1,7 @@
 """Sparse and dense gradients train the same model, and the rule between them."""
 
+import math
+
 import pytest
 import torch
 
@@ -58,8 +60,9 @@ def test_the_state_is_that_of_torch() -> None:
 
 
 def test_the_rule_is_that_of_the_measured_crossover() -> None:
-    assert prefers_sparse(10_000, int(10_000 / CROSSOVER) - 1)
-    assert not prefers_sparse(10_000, int(10_000 / CROSSOVER))
+    boundary = math.ceil(10_000 / CROSSOVER)
+    assert prefers_sparse(10_000, boundary - 1)
+    assert not prefers_sparse(10_000, boundary)
 
 
 @pytest.mark.parametrize(
