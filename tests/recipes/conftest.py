@@ -61,7 +61,7 @@ def arguments(graph_folder: Path) -> Callable[..., list[str]]:
     """The flags of a run of a second; given ones replace or add to them, None leaves one out."""
     defaults = {
         "data_dir": graph_folder, "sizes": [2, 4, 8], "num_train_epochs": 4, "eval_epochs": 2,
-        "per_device_train_batch_size": 16, "n3": 0.001,
+        "per_device_train_batch_size": 16, "n3": 0.001, "compile": "none",
     }  # fmt: skip
 
     def build(output: Path, **settings: Any) -> list[str]:
