@@ -55,9 +55,26 @@ def cell_path(task: str, line: str, seed: int) -> Path:
     return RESULTS / f"{task}.{line}.seed{seed}.json"
 
 
-def load(folder: Path = RESULTS) -> list[Cell]:
+def load(folder: Path) -> list[Cell]:
     """Read all cells of a folder."""
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.seed*.json"))]
+
+
+def require_equal_budgets(cells: Sequence[Cell]) -> None:
+    """Refuse to compare lines of a task that did not see the same examples in the same number of steps.
+
+    Raises:
+        SystemExit: If they differ; names the cells.
+    """
+    seen: dict[str, dict[tuple[int, ...], list[str]]] = {}
+    for cell in cells:
+        line = cell["line"]
+        budget = (cell["steps"] // LINES[line].times, cell["batch"], cell["examples"])
+        seen.setdefault(cell["task"], {}).setdefault(budget, []).append(f"{line}.seed{cell['seed']}")
+    for task, budgets in seen.items():
+        if len(budgets) > 1:
+            told = "; ".join(f"{', '.join(names)}: {budget}" for budget, names in budgets.items())
+            raise SystemExit(f"cells of {task} differ in (steps, batch, training examples): {told}")
 
 
 def headline(cell: Cell) -> dict[int, float]:
@@ -205,7 +222,7 @@ def about(cells: Sequence[Cell]) -> str:
     )
 
 
-def tuning(folder: Path = RESULTS / "tune") -> str:
+def tuning(folder: Path) -> str:
     """Say how learning rates were chosen, with the numbers."""
     cells = load(folder)
     if not cells:
@@ -235,11 +252,12 @@ def picture(table: Table, tasks: Sequence[str], path: Path) -> None:
     plot_lines(path, curves, ylabel="mean over tasks", title=f"GLUE: {', '.join(tasks)}")
 
 
-def render(output: Path) -> Path:
+def render(output: Path, folder: Path = RESULTS) -> Path:
     """Write the report and its picture from the cells; return the report's file."""
-    cells = load()
+    cells = load(folder)
     if not cells:
-        raise SystemExit(f"no results in {RESULTS}: run the grid first")
+        raise SystemExit(f"no results in {folder}: run the grid first")
+    require_equal_budgets(cells)
     table = collect(cells)
     tasks = list(dict.fromkeys(cell["task"] for cell in cells))
     complete = [t for t in tasks if all(set(table.get((t, n, s), {})) for n in NEEDED for s in SIZES)]
@@ -257,6 +275,6 @@ def render(output: Path) -> Path:
                 parts.append(f"{LINES[line].name}, over {', '.join(own)}:\n\n"
                              f"{summary(table, own, ['random', 'med', line])}")  # fmt: skip
     parts += [task_tables(cells, table, task) for task in tasks]
-    parts += ["## How settings were chosen", tuning()]
+    parts += ["## How settings were chosen", tuning(folder / "tune")]
     output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return output
