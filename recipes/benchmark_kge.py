@@ -1,12 +1,13 @@
 """Compare training objectives for link prediction, one run of recipes/kge.py per cell.
 
 python recipes/benchmark_kge.py run --grid codex-s --data_root ../shared/data/kg
+python recipes/benchmark_kge.py run --grid codex-s --results /tmp/try -- --num_train_epochs 2
 python recipes/benchmark_kge.py render
 
-A cell is (graph, score, objective, seed). Its result is one JSON file in docs/results/kge/; a cell whose
-file exists is not run again, so a grid can be stopped and gone on with. ``render`` writes docs/results/kge.md
-and its pictures from those files. All lines of a table have the same epochs, batches and hyper-parameters;
-"separate" has them once per size.
+A cell is a line of a grid (recipes/benchmark_kge_grids.py) with a seed. Its result is one JSON file in
+docs/results/kge/; a cell whose file exists is not run again, and one that was interrupted goes on, so a grid
+can be stopped at any time. A cell that fails is reported at the end and the others run. ``render``
+(recipes/benchmark_kge_render.py) writes docs/results/kge.md, its pictures and the summary in docs/results.md.
 """
 
 from __future__ import annotations
@@ -14,64 +15,142 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
+import shutil
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from croppable.report import plot_lines
+from benchmark_kge_grids import GRIDS, Cell
+from benchmark_kge_render import read_results, render, validation
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "kge"
-PAGE = RESULTS.with_suffix(".md")
-NAMES = {
-    "separate": "separate training",
-    "separate-weak": "separate training, N3 / 3",
-    "nested": "plain nested sum",
-    "med": "MED",
-}
-METRICS = ("mrr", "hits@1", "hits@3", "hits@10")
+DATA = ROOT.parent / "shared" / "data" / "kg"
+SCRATCH = ROOT / "runs" / "benchmark"
+INTERRUPTED = 130  # exit status of recipes/kge.py
+PRIVATE = ("output_dir", "overwrite_output_dir", "data_dir", "resume_from_checkpoint")  # of this machine
+ROW = ("size", "metric", "value", "side", "dataset", "split")
+KEPT_WEIGHTS = 60  # values of learnable w1, w2, w3 over time
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run: a graph, a line of the table, a seed and the flags that make it."""
-
-    grid: str
-    graph: str
-    line: str
-    seed: int
-    flags: tuple[str, ...]
-
-    @property
-    def path(self) -> Path:
-        """Where the result is kept."""
-        return RESULTS / f"{self.grid}-{self.line}-{self.seed}.json"
+class CellError(Exception):
+    """A cell gave no result."""
 
 
-def lines(grid: str, graph: str, preset: str, seeds: tuple[int, ...], weak_n3: float = 0.0) -> list[Cell]:
-    """Make the lines of a table for every seed.
+@dataclass(frozen=True, kw_only=True)
+class Runner:
+    """Runs cells.
 
-    The best N3 of separate training falls with the size, so separate training may get a second line.
+    Attributes:
+        results: Folder of the results, one file per cell.
+        scratch: Folder where runs write; holds their checkpoints afterwards.
+        data_root: Holds one folder per graph.
+        extra: Flags for every run, behind those of its line.
     """
-    flags = {line: ("--preset", preset, "--objective", line) for line in ("med", "nested", "separate")}
-    if weak_n3:
-        flags["separate-weak"] = ("--preset", preset, "--objective", "separate", "--n3", str(weak_n3))
-    return [Cell(grid, graph, line, seed, some) for seed in seeds for line, some in flags.items()]
 
+    results: Path = RESULTS
+    scratch: Path = SCRATCH
+    data_root: Path = DATA
+    extra: tuple[str, ...] = ()
 
-GRIDS = {
-    "codex-s": lines("codex-s", "codex-s", "codex-s-complex-med", (0, 1), weak_n3=0.01),
-    "wn18rr": lines("wn18rr", "wn18rr", "wn18rr-complex-med", (0,)),
-    "fb15k-237": lines("fb15k-237", "fb15k-237", "fb15k-237-complex-med", (0,)),
-    "wn18rr-rotate": lines("wn18rr-rotate", "wn18rr", "wn18rr-rotate-med", (0,)),
-}
+    def result_path(self, cell: Cell) -> Path:
+        """Where the result of a cell is kept."""
+        return self.results / f"{cell.name}.json"
+
+    def folder(self, cell: Cell) -> Path:
+        """Where the run of a cell writes."""
+        return self.scratch / cell.name
+
+    def run(self, cell: Cell, *, fresh: bool = False) -> None:
+        """Run one cell, or go on with it where it was interrupted, and keep its result.
+
+        Raises:
+            CellError: If the run fails.
+            KeyboardInterrupt: If the run was interrupted.
+        """
+        output = self.folder(cell)
+        clock = self.scratch / f"{cell.name}.seconds"  # what interrupted runs of the cell have taken
+        if fresh and output.exists():
+            shutil.rmtree(output)
+        resumed = any(output.glob("training_states/**/step-*"))
+        earlier = float(clock.read_text()) if resumed and clock.exists() else 0.0
+        start = time.perf_counter()
+        process = subprocess.Popen(self.command(cell, resumed))
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:  # Ctrl-C reaches the run as well: it saves its state
+            status = process.wait()
+        seconds = earlier + time.perf_counter() - start
+        if status == INTERRUPTED:
+            clock.write_text(str(seconds))
+            raise KeyboardInterrupt
+        if status:
+            raise CellError(f"recipes/kge.py ended with status {status}")
+        clock.unlink(missing_ok=True)
+        write_result(self.result_path(cell), self.result(cell, seconds))
+
+    def command(self, cell: Cell, resumed: bool) -> list[str]:
+        """Return the command line of a cell."""
+        how = ("--resume_from_checkpoint", "latest") if resumed else ("--overwrite_output_dir",)
+        teacher = ("--teacher", str(self.teacher(cell))) if cell.line.needs_teacher else ()
+        return [
+            sys.executable, str(ROOT / "recipes" / "kge.py"), *cell.line.flags, *self.extra, *teacher,
+            "--data_dir", str(self.data_root / cell.grid.graph), "--seed", str(cell.seed),
+            "--output_dir", str(self.folder(cell)), *how,
+        ]  # fmt: skip
+
+    def teacher(self, cell: Cell) -> Path:
+        """Return the full-size model of separate training that is best on validation, of the cell's seed.
+
+        It is trained first where there is none.
+        """
+        lines = [line for line in cell.grid.lines if line.family == "separate"]
+        cells = [Cell(cell.grid, line, cell.seed) for line in lines]
+        measured = [c for c in cells if self.full_score(c) is not None]
+        best = max(measured, key=lambda c: self.full_score(c) or 0.0) if measured else cells[0]
+        if not (self.scratch / best.name).exists():
+            print(f"{cell.name} needs the full-size model of {best.name}, which runs first", flush=True)
+            self.run(best)
+        folders = [path.parent for path in self.folder(best).glob("size-*/config.json")]
+        if not folders:
+            raise CellError(f"{best.name} left no model in {self.folder(best)}: run it with --overwrite")
+        return max(folders, key=lambda folder: int(folder.name.removeprefix("size-")))
+
+    def full_score(self, cell: Cell) -> float | None:
+        """Return the validation MRR of a cell at its largest size, None where it is not known."""
+        path = self.result_path(cell)
+        scores = validation(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        return scores[max(scores)] if scores else None
+
+    def result(self, cell: Cell, seconds: float) -> dict[str, Any]:
+        """Collect what is kept of a finished run."""
+        output = self.folder(cell)
+        rows = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+        overall = [r for r in rows if r["relation"] is None and r["category"] is None
+                   and r["ties"] == "realistic" and r["side"] == "both"]  # fmt: skip
+        config = json.loads((output / "training_config.json").read_text(encoding="utf-8"))
+        config = {key: value for key, value in config.items() if key not in PRIVATE}
+        if config.get("teacher"):
+            config["teacher"] = "/".join(Path(config["teacher"]).parts[-2:])
+        history = json.loads((output / "history.json").read_text(encoding="utf-8"))
+        scores = [
+            {k: v for k, v in row.items() if k == "step" or k.startswith("score")}
+            for row in history if "score" in row
+        ]  # fmt: skip
+        weights = [
+            {k: row[k] for k in ("step", "w1", "w2", "w3") if k in row} for row in history if "w3" in row
+        ]
+        return {
+            "grid": cell.grid.name, "line": cell.line.name, "seed": cell.seed, "seconds": round(seconds),
+            "machine": machine(), "config": config,
+            "rows": [{key: row[key] for key in ROW} for row in overall], "validations": scores,
+            "weights": weights[:: -(-len(weights) // KEPT_WEIGHTS) or 1],
+        }  # fmt: skip
 
 
 def machine() -> dict[str, Any]:
@@ -87,117 +166,89 @@ def _cpu_name() -> str:
     return names[0].partition(":")[2].strip() if names else platform.processor()
 
 
-def run(cell: Cell, data_root: Path, scratch: Path) -> None:
-    """Run one cell and keep its result."""
-    output = scratch / cell.path.stem
-    command = [sys.executable, str(ROOT / "recipes" / "kge.py"), "--data_dir", str(data_root / cell.graph),
-               "--seed", str(cell.seed), "--output_dir", str(output), "--overwrite_output_dir",
-               *cell.flags]  # fmt: skip
-    start = time.perf_counter()
-    subprocess.run(command, check=True)
-    seconds = time.perf_counter() - start
-    rows = json.loads((output / "metrics.json").read_text())
-    overall = [
-        r for r in rows if r["relation"] is None and r["category"] is None and r["ties"] == "realistic"
-    ]
-    config = json.loads((output / "training_config.json").read_text())
-    for name in ("output_dir", "overwrite_output_dir", "data_dir"):
-        config.pop(name)
-    result = {"grid": cell.grid, "line": cell.line, "seed": cell.seed, "seconds": round(seconds),
-              "machine": machine(), "config": config, "rows": overall}  # fmt: skip
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    temporary = cell.path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1))
-    temporary.replace(cell.path)
+def write_result(path: Path, result: Mapping[str, Any]) -> None:
+    """Write a result, one row a line; a reader sees the old file or the new one."""
+    parts = []
+    for key, value in result.items():
+        rows = isinstance(value, list) and value and isinstance(value[0], dict)
+        text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]" if rows else json.dumps(value)
+        parts.append(f" {json.dumps(key)}: {text}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+    temporary.replace(path)
 
 
-def read_results() -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Return all kept results as ``{grid: {line: [result, ...]}}``."""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for path in sorted(RESULTS.glob("*.json")):
-        result = json.loads(path.read_text())
-        found[result["grid"]][result["line"]].append(result)
-    return found
+def run_cells(runner: Runner, cells: Iterable[Cell], *, overwrite: bool = False) -> int:
+    """Run the cells that have no result yet; return the exit status, 1 if any failed."""
+    cells, failed = list(cells), []
+    for i, cell in enumerate(cells, 1):
+        kept = runner.result_path(cell).exists() and not overwrite
+        print(f"[{i}/{len(cells)}] {cell.name}: {'kept' if kept else 'running'}", flush=True)
+        if kept:
+            continue
+        try:
+            runner.run(cell, fresh=overwrite)
+        except CellError as error:
+            failed.append(cell.name)
+            print(f"{cell.name} failed: {error}", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+            return INTERRUPTED
+    if failed:
+        print(f"{len(failed)} of {len(cells)} cells failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
-def values(results: list[dict[str, Any]], metric: str) -> dict[int, list[float]]:
-    """Collect one metric over seeds, by size."""
-    out: dict[int, list[float]] = defaultdict(list)
-    for result in results:
-        for row in result["rows"]:
-            if row["metric"] == metric and row["side"] == "both":
-                out[row["size"]].append(row["value"])
-    return dict(sorted(out.items()))
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say where and how cells run."""
+    parser.add_argument("--data_root", type=Path, default=DATA, help="holds one folder per graph")
+    parser.add_argument("--scratch", type=Path, help="where runs write their checkpoints")
+    parser.add_argument("--seeds", nargs="+", type=int, help="instead of those of the grid")
+    parser.add_argument("--overwrite", action="store_true", help="run again what has a result, from scratch")
+    parser.add_argument("extra", nargs="*", help="behind --: flags for recipes/kge.py in every cell")
 
 
-def _cell_text(numbers: list[float]) -> str:
-    spread = f" ± {statistics.stdev(numbers):.3f}" if len(numbers) > 1 else ""
-    return f"{statistics.mean(numbers):.4f}{spread}"
+def make_runner(options: argparse.Namespace, results: Path, scratch: Path = SCRATCH) -> Runner:
+    """Make the runner that the flags ask for; other results have other checkpoints."""
+    if results.parent != RESULTS.parent:
+        scratch = results / "runs"
+    return Runner(results=results, scratch=options.scratch or scratch, data_root=options.data_root,
+                  extra=tuple(options.extra))  # fmt: skip
 
 
-def render_grid(grid: str, by_line: dict[str, list[dict[str, Any]]]) -> str:
-    """Write one grid's section and its picture."""
-    some = by_line["med" if "med" in by_line else next(iter(by_line))][0]
-    config = some["config"]
-    where = some["machine"]["gpu"] or f"{some['machine']['cpu']}, {some['machine']['threads']} threads"
-    text = [
-        f"## {some['rows'][0]['dataset']}, {config['model']}\n",
-        f"{config['num_train_epochs']} epochs, batches of {config['per_device_train_batch_size']}, "
-        f"{config['loss']} over {config['negatives']} entities"
-        + (f" ({config['num_negatives']})" if config["negatives"] != "all" else "")
-        + f", {config['optimizer']} {config['learning_rate']}, N3 {config['n3']}, "
-        f"torch {some['machine']['torch']}, {where}. Filtered {some['rows'][0]['split']} metrics, "
-        f"mean ± standard deviation over seeds.\n",
-    ]
-    for metric in METRICS:
-        table = {line: values(results, metric) for line, results in by_line.items()}
-        sizes = sorted(next(iter(table.values())))
-        text.append(f"| {metric} | seeds | " + " | ".join(map(str, sizes)) + " | minutes |")
-        text.append("| --- | ---: |" + " ---: |" * (len(sizes) + 1))
-        for line in sorted(table, key=list(NAMES).index):
-            minutes = statistics.mean(r["seconds"] for r in by_line[line]) / 60
-            cells = " | ".join(_cell_text(table[line][size]) for size in sizes)
-            text.append(f"| {NAMES[line]} | {len(by_line[line])} | {cells} | {minutes:.1f} |")
-        text.append("")
-    curves = {
-        NAMES[line]: {size: statistics.mean(v) for size, v in values(results, "mrr").items()}
-        for line, results in by_line.items()
-    }
-    plot_lines(RESULTS / f"{grid}.png", curves, ylabel="filtered MRR", title=text[0].strip("# \n"))
-    text.append(f"![MRR against size]({RESULTS.name}/{grid}.png)\n")
-    return "\n".join(text)
-
-
-def render() -> None:
-    """Write the page from the kept results."""
-    head = (
-        "# Link prediction\n\nWritten by `python recipes/benchmark_kge.py render` from the files in "
-        "`docs/results/kge/`. Minutes are wall-clock of a shared machine, evaluation included.\n"
-    )
-    sections = [render_grid(grid, by_line) for grid, by_line in sorted(read_results().items())]
-    PAGE.write_text("\n".join([head, *sections]), encoding="utf-8")
-    print(f"wrote {PAGE.relative_to(ROOT)}")
-
-
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("action", choices=("run", "render"))
-    parser.add_argument("--grid", nargs="+", choices=tuple(GRIDS), default=list(GRIDS), help="which tables")
-    default_data = ROOT.parent / "shared" / "data" / "kg"
-    parser.add_argument("--data_root", type=Path, default=default_data, help="holds one folder per graph")
-    parser.add_argument("--lines", nargs="+", choices=tuple(NAMES), default=list(NAMES), help="which lines")
-    parser.add_argument("--scratch", type=Path, default=ROOT / "runs" / "benchmark", help="where runs write")
-    options = parser.parse_args()
+    parser.add_argument("action", choices=("run", "list", "render"))
+    parser.add_argument("--grid", nargs="+", choices=tuple(GRIDS), default=["codex-s"], help="which tables")
+    parser.add_argument("--lines", nargs="+", help="which lines, by name; `list` shows them")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="one JSON per cell")
+    add_run_flags(parser)
+    options = parser.parse_args(arguments)
     if options.action == "render":
-        render()
+        render(read_results(options.results), options.results)
         return 0
-    cells = [cell for grid in options.grid for cell in GRIDS[grid] if cell.line in options.lines]
-    for i, cell in enumerate(cells, 1):
-        print(f"[{i}/{len(cells)}] {cell.path.stem}: {'kept' if cell.path.exists() else 'running'}")
-        if not cell.path.exists():
-            run(cell, options.data_root, options.scratch)
-    return 0
+    if options.extra and options.results == RESULTS and options.action == "run":
+        parser.error("flags for every cell make other tables: give them another --results")
+    grids = [GRIDS[name] for name in options.grid]
+    known = {line.name for grid in grids for line in grid.lines}
+    if unknown := sorted(set(options.lines or ()) - known):
+        parser.error(f"no line {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    runner = make_runner(options, options.results)
+    cells = [
+        Cell(grid, line, seed)
+        for grid in grids
+        for seed in (grid.seeds if options.seeds is None else options.seeds)
+        for line in grid.lines
+        if options.lines is None or line.name in options.lines
+    ]
+    if options.action == "list":
+        for cell in cells:
+            kept = "kept" if runner.result_path(cell).exists() else "missing"
+            print(f"{cell.name:<44} {kept:<8} {' '.join(cell.line.flags)}")
+        return 0
+    return run_cells(runner, cells, overwrite=options.overwrite)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,191 @@
+"""The tables of recipes/benchmark_kge.py as data: graphs, lines, their flags for recipes/kge.py, and seeds.
+
+Nothing here runs or reads anything. A cell is one line of a grid with one seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NAMES = {
+    "separate": "separate training",
+    "nested": "plain nested sum",
+    "ext": "Ext, first dims of a full model",
+    "ext-l": "Ext-L, dims by loss contribution",
+    "ext-v": "Ext-V, dims by magnitude",
+    "pca": "PCA of a full model",
+    "bkd": "basic distillation",
+    "ta": "teacher assistant",
+    "dualde": "DualDE",
+    "med": "MED, our settings",
+}
+CUTS = ("ext", "ext-l", "ext-v", "pca")  # of a full model, without training
+STUDENTS = ("bkd", "ta", "dualde")  # one trained student per size
+PER_SIZE = ("separate", *STUDENTS)  # a run of their own for every size: each size may have its own settings
+DOUBLING = ("10", "20", "40", "80", "160", "320", "640")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of a table.
+
+    Attributes:
+        name: Part of the file name of its results.
+        title: What the table calls it.
+        flags: Flags for recipes/kge.py.
+        family: Lines of one family differ in settings only, between which validation may choose.
+        needs_teacher: Whether it starts from the full-size model of the family "separate".
+    """
+
+    name: str
+    title: str
+    flags: tuple[str, ...]
+    family: str
+    needs_teacher: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """One table.
+
+    Attributes:
+        name: Part of the file name of its results.
+        title: Heading of its section.
+        graph: Folder under the data root.
+        lines: The lines, those that others start from first.
+        seeds: Every line runs with each of them.
+        shown: Sizes of the table; all of them if empty.
+    """
+
+    name: str
+    title: str
+    graph: str
+    lines: tuple[Line, ...]
+    seeds: tuple[int, ...] = (0,)
+    shown: tuple[int, ...] = ()
+
+    def line(self, name: str) -> Line | None:
+        """Return the line of a name, or None."""
+        return next((line for line in self.lines if line.name == name), None)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a line of a grid and a seed."""
+
+    grid: Grid
+    line: Line
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of its files."""
+        return f"{self.grid.name}-{self.line.name}-{self.seed}"
+
+
+def line(objective: str, *flags: str, name: str = "", title: str = "", family: str = "") -> Line:
+    """Make a line of an objective; further flags come behind ``--objective`` and so win."""
+    return Line(
+        name=name or objective,
+        title=title or NAMES[objective],
+        flags=("--objective", objective, *flags),
+        family=family or objective,
+        needs_teacher=objective in (*CUTS, *STUDENTS),
+    )
+
+
+def searched(objective: str, flags: tuple[str, ...], n3: dict[str, float]) -> list[Line]:
+    """Make one line per weight of N3: the search space, the same for every objective that trains."""
+    return [
+        line(objective, *flags, "--n3", f"{weight:g}", name=f"{objective}{suffix}",
+             title=f"{NAMES[objective]}, N3 {weight:g}")
+        for suffix, weight in n3.items()
+    ]  # fmt: skip
+
+
+def complex_grid(
+    graph: str,
+    preset: str,
+    n3: dict[str, float],
+    *flags: str,
+    seeds: tuple[int, ...] = (0,),
+    baselines: tuple[str, ...] = (),
+    name: str = "",
+) -> Grid:
+    """ComplEx against the softmax: separate training, plain nested sum and ours, each with every N3."""
+    common = ("--preset", preset, *flags)
+    lines = [x for name in ("separate", "nested", "med") for x in searched(name, common, n3)]
+    for other in baselines:
+        lines += [line(other, *common)] if other in CUTS else searched(other, common, n3)
+    title = f"{name or graph}, ComplEx"
+    return Grid(name=name or graph, title=title, graph=graph, lines=tuple(lines), seeds=seeds)
+
+
+def distance_grid(graph: str, score: str, scale: str, budget: tuple[str, ...]) -> Grid:
+    """A score of the paper: its training (paper mode) and ours, separate training with either's settings.
+
+    Ours for scores without a preset of their own is RotatE's with another score and margin.
+    """
+    model, margin, own = SCORES[score]
+    paper = ("--preset", f"{graph}-{score}-paper", *budget)
+    ours = ("--preset", f"{graph}-{own}-med", "--model", model, "--margin", margin[graph], *budget)
+    per_size = ("--sizes", *DOUBLING) if scale == "paper" else ()
+    title = NAMES["separate"]
+    return Grid(
+        name=f"{graph}-{score}-{scale}",
+        title=f"{graph}, {score}, scale of {'the paper' if scale == 'paper' else 'a CPU'}",
+        graph=graph,
+        lines=(
+            line("separate", *paper, *per_size, title=f"{title}, settings of the paper"),
+            line("separate", *ours, *per_size, name="separate-ours", title=f"{title}, settings of ours"),
+            line("nested", *ours),
+            line("med", *paper, name="med-paper", title="MED, settings of the paper", family="med-paper"),
+            line("med", *ours),
+            line("ext", *paper, *per_size),
+            line("dualde", *paper, *per_size),
+        ),
+        shown=tuple(map(int, DOUBLING)) if scale == "paper" else (),
+    )
+
+
+# Score of the paper: name here, margin per graph (croppable's presets), whose preset ours is made of.
+SCORES = {
+    "transe": ("transe-l1", {"wn18rr": "6", "fb15k-237": "9"}, "transe"),
+    "simple": ("simple", {"wn18rr": "0", "fb15k-237": "0"}, "rotate"),
+    "rotate": ("rotate", {"wn18rr": "6", "fb15k-237": "9"}, "rotate"),
+    "pairre": ("pairre", {"wn18rr": "6", "fb15k-237": "6"}, "rotate"),
+}
+# 64 sizes, but for the score that is not additive and would take 64 times as long.
+SIXTY_FOUR = tuple(str(size) for size in range(10, 641, 10))
+COMMON = ("--per_device_train_batch_size", "1024", "--num_negatives", "64", "--learning_rate", "5e-4",
+          "--num_train_epochs", "1500", "--eval_epochs", "50", "--early_stopping_patience", "5")  # fmt: skip
+PAPER = {score: ("--sizes", *(DOUBLING if score == "pairre" else SIXTY_FOUR), *COMMON) for score in SCORES}
+# Measured so that a cell of one run takes about four minutes on one thread of a 2-core machine.
+SMALL = {
+    graph: ("--sizes", "10", "20", "40", "80", "160", "--per_device_train_batch_size", "512",
+            "--num_negatives", "16", "--learning_rate", "1e-2", "--num_train_epochs", epochs,
+            "--eval_epochs", every, "--early_stopping_patience", "0")
+    for graph, epochs, every in (("wn18rr", "15", "5"), ("fb15k-237", "4", "2"))
+}  # fmt: skip
+
+TABLES = [
+    complex_grid(
+        "codex-s", "codex-s-complex-med", {"-strong": 0.1, "": 0.03, "-weak": 0.01}, "--eval_epochs", "2",
+        seeds=(0, 1), baselines=(*CUTS, *STUDENTS),
+    ),
+    complex_grid("wn18rr", "wn18rr-complex-med", {"-strong": 0.15, "": 0.05, "-weak": 0.015},
+                 "--eval_epochs", "3"),
+    complex_grid("fb15k-237", "fb15k-237-complex-med", {"-strong": 0.15, "": 0.05, "-weak": 0.015},
+                 "--eval_epochs", "1"),
+    *(distance_grid(graph, score, "paper-small", SMALL[graph]) for graph in SMALL for score in SCORES),
+    *(distance_grid(graph, score, "paper", PAPER[score]) for graph in SMALL for score in SCORES),
+    # The ranks of facebookresearch/kbc, against every entity; for a GPU.
+    complex_grid("wn18rr", "wn18rr-complex-med-full", {"": 0.1, "-weak": 0.05}, name="wn18rr-full"),
+    complex_grid("fb15k-237", "fb15k-237-complex-med-full", {"": 0.05, "-weak": 0.02}, name="fb15k-237-full"),
+    # Seconds: to try the recipe out, and for its tests.
+    complex_grid(
+        "umls", "codex-s-complex-med", {"": 0.01, "-weak": 0.001}, "--sizes", "2", "4", "8",
+        "--num_train_epochs", "2", "--eval_epochs", "1", "--compile", "none", baselines=("ext", "dualde"),
+    ),
+]  # fmt: skip
+GRIDS = {grid.name: grid for grid in TABLES}
