@@ -19,7 +19,7 @@ from croppable.manifest import CONFIG, INDEX, LABELS, METRICS, Manifest
 from croppable.safe import CheckpointError, SafeFile, brief
 from croppable.writer import OWN_FILES, save
 
-__all__ = ["HubError", "pull", "push_to_hub"]
+__all__ = ["HubError", "hub_errors", "pull", "push_to_hub"]
 
 CARD = "README.md"
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
@@ -30,8 +30,17 @@ class HubError(OSError):
 
 
 @contextmanager
-def _explained(repo_id: str, revision: str | None, action: str) -> Iterator[None]:
-    """Turn what huggingface_hub and the network raise into one `HubError`."""
+def hub_errors(repo_id: str, revision: str | None, action: str) -> Iterator[None]:
+    """Turn what huggingface_hub and the network raise inside the block into one `HubError`.
+
+    Args:
+        repo_id: The repository in question.
+        revision: The revision asked for, if any.
+        action: What is tried, for the message: "download", "push to".
+
+    Raises:
+        HubError: If anything inside the block failed on the way to the Hub or there; says what to do.
+    """
     from huggingface_hub import errors
 
     at = f" at revision {revision!r}" if revision else ""
@@ -115,7 +124,7 @@ def pull(
         raise FileNotFoundError(
             f"there is no folder '{repo_id}', and a Hub repository is called 'name/model'"
         )
-    with _explained(repo_id, revision, "download"):
+    with hub_errors(repo_id, revision, "download"):
         from huggingface_hub import hf_hub_download
 
         options: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "library_name": "croppable"}
@@ -225,7 +234,7 @@ def push_to_hub(
             )
     folder = Path(model_or_folder)
     names = _publishable(folder)
-    with _explained(repo_id, revision, "push to"):
+    with hub_errors(repo_id, revision, "push to"):
         return _commit(folder, names, repo_id, private, revision, token, message, card)
 
 

@@ -9,14 +9,11 @@ and a model card. --objective nested, separate and random are the baselines; doc
 
 from __future__ import annotations
 
-import json
-import shlex
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,23 +21,28 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from glue_config import Config, validate
 from glue_data import Data, load_data, load_model, with_teacher
+from glue_output import (
+    Outcome,
+    read_finished,
+    report,
+    start_output,
+    state_folder,
+    write_finished,
+    write_models,
+)
 from transformers import HfArgumentParser
 
 from croppable.allocator import keep_freed_memory
 from croppable.core import Nested, crop, validate_sizes
 from croppable.med import MED
-from croppable.report import plot_history, plot_sizes, print_table, size_table
+from croppable.state import StateFolder
 from croppable.text.batching import batches_per_epoch, training_batches
-from croppable.text.card import publish, text_card
+from croppable.text.card import publish
 from croppable.text.costs import size_costs
-from croppable.text.encoder import save_crops
 from croppable.text.evaluation import metric_rows, predict, scores
 from croppable.text.glue import Task
-from croppable.text.metrics import GLUE_METRICS
 from croppable.text.objective import FineTuning
 from croppable.training import FitResult, TrainingError, fit, linear_schedule
-
-STATES = "training_states"
 
 
 def parse_config(arguments: list[str]) -> Config:
@@ -114,9 +116,10 @@ def train(
         per_size = {f"score_{size}": value for size, value in zip(sizes, values, strict=True)}
         return {"score": sum(values) / len(values), **per_size}
 
-    folder = config.resume_from_checkpoint
-    states = Path(folder) if folder and folder != "latest" else Path(config.output_dir, STATES)
-    states = states / f"size-{sizes[-1]}" if config.objective == "separate" else states
+    states = state_folder(config, sizes)
+    resume = config.resume_from_checkpoint is not None
+    if resume and config.objective == "separate":
+        resume = StateFolder(states).newest() is not None  # a size that was not yet begun
     return fit(
         step,
         batches,
@@ -132,7 +135,7 @@ def train(
         state_dir=states,
         checkpoint_every=config.checkpointing_steps,
         keep=config.checkpoints_total_limit,
-        resume=folder is not None,
+        resume=resume,
         log=partial(_track, accelerator),
         description=f"{data.task.name} {config.objective} {'/'.join(map(str, sizes))}",
     )
@@ -158,39 +161,6 @@ def measure(
     return rows
 
 
-def report(
-    config: Config, data: Data, rows: list[dict[str, Any]], history: list[dict[str, Any]],
-    costs: dict[int, dict[str, Any]], folders: dict[int, Path],
-) -> None:  # fmt: skip
-    """Write metrics, costs, config, pictures and card into the output folder, and print the table."""
-    output = Path(config.output_dir)
-    for name, content in (("metrics", rows), ("costs", costs), ("history", history),
-                          ("training_config", asdict(config))):  # fmt: skip
-        (output / f"{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    split = next(iter(data.validation))
-    metrics = GLUE_METRICS[data.task.metric]
-    table = size_table([row for row in rows if row["split"] == split], metrics)
-    title = f"{data.task.name}, {config.objective}, {split}"
-    plot_sizes(output / "sizes.png", table, metrics, title=title, cost_label="MFLOPs per sequence",
-               cost={size: row["MFLOPs"] for size, row in costs.items()})  # fmt: skip
-    plot_history(output / "curves.png", history, title=title)
-    base = config.model_name_or_path
-    card = text_card(
-        task=data.task, rows=rows, costs=costs, length=config.max_length, license=config.license,
-        folders={size: "" if path == output else path.name for size, path in folders.items()},
-        repo_id=config.hub_model_id or f"name/{output.name}",
-        base_model=None if Path(base).exists() else base,
-        command=shlex.join(["accelerate", "launch", *_portable(sys.argv)]), picture="sizes.png",
-    )  # fmt: skip
-    (output / "README.md").write_text(card, encoding="utf-8")
-    print_table(title, {size: {**table[size], **costs[size]} for size in table})
-
-
-def _portable(arguments: list[str]) -> list[str]:
-    """Leave out where things lie on this machine: a card is read elsewhere."""
-    return [Path(a).name if Path(a).is_absolute() else a for a in arguments]
-
-
 def run(config: Config) -> int:
     """Train, measure and write; return the exit status."""
     keep_freed_memory()
@@ -207,55 +177,57 @@ def run(config: Config) -> int:
     if config.teacher_name_or_path:
         data = with_teacher(config, data, accelerator)
     if accelerator.is_main_process:
-        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-    separate = config.objective == "separate"
-    rows, history = [], []
-    costs: dict[int, dict[str, Any]] = {}
-    folders: dict[int, Path] = {}
-    for group in [(size,) for size in sizes] if separate else [sizes]:
-        model = crop(full, group[-1])
-        start = time.perf_counter()
-        result = train(config, data, model, group, accelerator)
-        if result.stopped == "interrupted":
-            accelerator.print(f"interrupted after step {result.steps}; go on with the same command and "
-                              f"--resume_from_checkpoint latest")  # fmt: skip
+        start_output(config)
+    accelerator.wait_for_everyone()
+    whole = Outcome([], [], {}, {})
+    for group in [(size,) for size in sizes] if config.objective == "separate" else [sizes]:
+        outcome = read_finished(config, group)
+        if outcome is not None:
+            accelerator.print(f"size {group[-1]} is finished already")
+        else:
+            outcome = fine_tune(config, data, full, group, accelerator)
+        if outcome is None:
+            accelerator.print("interrupted; go on with the same command and --resume_from_checkpoint latest")
+            accelerator.end_training()
             return 130
-        seconds = time.perf_counter() - start
-        accelerator.print(f"{result.steps} steps in {seconds:.0f} s, best at step {result.best_step}")
-        history += [{**row, "sizes": list(group)} for row in result.history]
-        rows += measure(config, data, model, group, accelerator)
-        if accelerator.is_main_process:
-            costs |= size_costs(model, group, length=config.max_length, repeats=config.latency_repeats,
-                                batches=(1, 32) if config.latency_repeats else ())  # fmt: skip
-            folders |= write_models(config, data, model, group, whole=group[-1] == full.size)
+        whole = Outcome(whole.rows + outcome.rows, whole.history + outcome.history,
+                        whole.costs | outcome.costs, whole.folders | outcome.folders)  # fmt: skip
     if accelerator.is_main_process:
-        report(config, data, rows, history, costs, folders)
+        report(config, data, whole)
         if config.push_to_hub and config.hub_model_id:
             publish(config.output_dir, config.hub_model_id, private=config.hub_private_repo)
     accelerator.end_training()
     return 0
 
 
+def fine_tune(
+    config: Config, data: Data, full: Any, sizes: tuple[int, ...], accelerator: Accelerator
+) -> Outcome | None:
+    """Train a crop of ``full`` at ``sizes``, measure and write it; None if it was interrupted."""
+    model = crop(full, sizes[-1])
+    start = time.perf_counter()
+    result = train(config, data, model, sizes, accelerator)
+    if result.stopped == "interrupted":
+        return None
+    seconds = time.perf_counter() - start
+    best = "" if result.best_step is None else f", best at step {result.best_step}"
+    accelerator.print(f"{result.steps} steps in {seconds:.0f} s{best}")
+    history = [{**row, "sizes": list(sizes)} for row in result.history]
+    outcome = Outcome(measure(config, data, model, sizes, accelerator), history, {}, {})
+    if accelerator.is_main_process:
+        repeats = config.latency_repeats
+        costs = size_costs(model, sizes, length=config.max_length, repeats=repeats,
+                           batches=(1, 32) if repeats else ())  # fmt: skip
+        folders = write_models(config, data, model, sizes, whole=sizes[-1] == full.size)
+        outcome = replace(outcome, costs=costs, folders=folders)
+        if config.objective == "separate":
+            write_finished(config, sizes, outcome)
+    return outcome
+
+
 def default_sizes(full: int) -> tuple[int, ...]:
     """Return the quarters of the full size."""
     return tuple(sorted({max(1, round(full * q / 4)) for q in (1, 2, 3, 4)}))
-
-
-def write_models(
-    config: Config, data: Data, model: Any, sizes: tuple[int, ...], *, whole: bool
-) -> dict[int, Path]:
-    """Write the model and its crops as plain checkpoints, and as ONNX if asked."""
-    root = Path(config.output_dir)
-    root = root if whole else root / f"width-{model.config.hidden_size}"
-    model = model.to("cpu")
-    folders = save_crops(model, sizes, root, data.tokenizer, widths=config.save_crops)
-    if config.export_onnx:
-        from croppable.text.export import export_int8, export_onnx
-
-        for size, folder in folders.items():
-            path = export_onnx(crop(model, size), folder / "model.onnx")
-            export_int8(path, folder / "model_int8.onnx")
-    return folders
 
 
 def main() -> int:

@@ -23,6 +23,7 @@ def text_card(
     command: str | None = None,
     length: int = 128,
     picture: str | None = None,
+    separate: bool = False,
 ) -> str:
     """Write the model card.
 
@@ -37,6 +38,7 @@ def text_card(
         command: The command that trained the model.
         length: Tokens per sequence that costs were measured with.
         picture: File name of the picture.
+        separate: Whether every size was trained by itself, as the baseline is.
 
     Returns:
         The card as Markdown with YAML front matter.
@@ -71,8 +73,7 @@ def text_card(
     sections = [
         f"---\n{front.to_yaml()}\n---",
         f"# {repo_id.rpartition('/')[2]}",
-        f"Fine-tuned once on {task.name} at {len(folders)} widths. Every width is a plain transformers "
-        f"model, the leading corner of the full one, and loads without any further library:",
+        f"{_story(task, len(folders), separate)}, and loads without any further library:",
         f"```python\nfrom transformers import AutoModelForSequenceClassification\n\n"
         f'model = AutoModelForSequenceClassification.from_pretrained("{repo_id}"{subfolder})\n```',
         f"## Sizes\n\nSize is the number of attention heads. Costs for sequences of {length} tokens.\n\n"
@@ -82,6 +83,16 @@ def text_card(
         f"## Licence\n\n{license or 'The author has stated none.'}",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _story(task: Task, count: int, separate: bool) -> str:
+    if separate:
+        return f"Fine-tuned on {task.name} at {count} widths, each by itself. Every one is a plain model"
+    widths = f"at {count} widths" if count > 1 else "at one width"
+    return (
+        f"Fine-tuned once on {task.name} {widths}. Every width is a plain transformers model, the leading "
+        f"corner of the full one"
+    )
 
 
 def markdown_table(
@@ -121,10 +132,10 @@ def publish(
     """Upload the folder to the Hub in one commit, training states left out; return the commit's id."""
     from huggingface_hub import HfApi
 
-    from croppable.hub import _explained
+    from croppable.hub import hub_errors
 
     api = HfApi()
-    with _explained(repo_id, None, "push to"):
+    with hub_errors(repo_id, None, "push to"):
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         commit = api.upload_folder(
             repo_id=repo,

@@ -21,7 +21,7 @@ from transformers import (
     BertTokenizerFast,
 )
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 GOOD, BAD = ("good", "fine", "nice", "great"), ("bad", "poor", "dull", "awful")
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "the", "a", "is", *GOOD, *BAD)
 Run = Callable[..., Path]
