@@ -11,63 +11,35 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from kge_config import STATES, Config, parse_config
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from kge_baselines import given_model, made_smaller, parameter_groups, training_order, with_teacher
+from kge_config import PER_SIZE, Config, parse_config
+from kge_data import Task, load_task
+from kge_output import HISTORY, model_folder, report, start_output, state_folder, write_json
 
 import croppable
 from croppable.allocator import keep_freed_memory
 from croppable.kge import sampling
-from croppable.kge.known import KnownTriples, relation_categories
-from croppable.kge.metrics import metrics_rows, write_metrics
+from croppable.kge.known import relation_categories
+from croppable.kge.metrics import metrics_rows
 from croppable.kge.model import KGEModel
 from croppable.kge.objective import LinkPrediction
 from croppable.kge.ranking import rank_triples
-from croppable.kge.scores import SCORES
-from croppable.kge.triples import KnowledgeGraph, graph_from_hub, read_graph
-from croppable.kge.unicode_graph import unicode_graph
 from croppable.med import MED
 from croppable.reader import read_metrics
-from croppable.report import plot_history, plot_sizes, print_table, size_table
 from croppable.state import StateFolder
 from croppable.training import FitResult, TrainingError, fit, linear_schedule
 
-HISTORY = "history.json"
-OUTPUTS = ("config.json", "metrics.json", "training_config.json", HISTORY, "sizes.png", "curves.png")
-HEADLINE = ("mrr", "hits@1", "hits@3", "hits@10")
-
-
-@dataclass(frozen=True)
-class Task:
-    """A graph with what is derived from it once."""
-
-    graph: KnowledgeGraph
-    train_known: KnownTriples
-    all_known: KnownTriples
-
-
-def load_task(config: Config) -> Task:
-    """Load the graph that the flags name."""
-    if config.data_dir:
-        graph = read_graph(config.data_dir, column_order=config.column_order)
-    elif config.dataset_name:
-        graph = graph_from_hub(
-            config.dataset_name, config.dataset_config_name, column_order=config.column_order
-        )
-    else:
-        graph = unicode_graph()
-    known = partial(KnownTriples, num_entities=graph.num_entities, num_relations=graph.num_relations)
-    return Task(graph, known(graph.train), known(graph.triples))
+Result = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # rows of metrics.json, history
 
 
 def build_step(config: Config, task: Task, sizes: tuple[int, ...]) -> LinkPrediction:
@@ -155,17 +127,17 @@ def train(
 ) -> tuple[KGEModel, FitResult]:
     """Train one model at ``sizes``; return it with the result of the loop."""
     set_seed(config.seed)
-    step = build_step(config, task, sizes).to(accelerator.device)
-    parameters = [p for p in step.parameters() if p.requires_grad]
+    epoch_steps = sampling.steps_per_epoch(
+        len(task.graph.train), config.per_device_train_batch_size, accelerator.num_processes
+    )
+    num_steps = config.max_train_steps or config.num_train_epochs * epoch_steps
+    step = with_teacher(config, task, build_step(config, task, sizes), num_steps).to(accelerator.device)
+    parameters = parameter_groups(config, step)
     optimizer: torch.optim.Optimizer
     if config.optimizer == "adam":
         optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
     else:
         optimizer = torch.optim.Adagrad(parameters, lr=config.learning_rate)
-    epoch_steps = sampling.steps_per_epoch(
-        len(task.graph.train), config.per_device_train_batch_size, accelerator.num_processes
-    )
-    num_steps = config.max_train_steps or config.num_train_epochs * epoch_steps
     linear = config.lr_scheduler_type == "linear"
 
     def evaluate(_step: int) -> dict[str, float]:
@@ -175,7 +147,7 @@ def train(
 
     states = state_folder(config, sizes)
     resume = config.resume_from_checkpoint is not None
-    if resume and config.objective == "separate":
+    if resume and config.objective in PER_SIZE:
         resume = StateFolder(states).newest() is not None  # a size that was not yet begun
     result = fit(
         step,
@@ -198,31 +170,6 @@ def train(
     return step.model, result
 
 
-def state_folder(config: Config, sizes: tuple[int, ...]) -> Path:
-    """Where the training states of the model of ``sizes`` are."""
-    given = config.resume_from_checkpoint
-    root = Path(config.output_dir, STATES) if given in (None, "latest") else Path(given)
-    return root / f"size-{sizes[-1]}" if config.objective == "separate" else root
-
-
-def model_folder(config: Config, sizes: tuple[int, ...]) -> Path:
-    """Where the finished model of ``sizes`` is."""
-    separate = config.objective == "separate"
-    return Path(config.output_dir, f"size-{sizes[-1]}" if separate else "")
-
-
-def start_output(config: Config) -> None:
-    """Make the output folder; a fresh run removes what an earlier one would be taken for."""
-    output = Path(config.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    if config.resume_from_checkpoint is None:
-        for name in OUTPUTS:
-            (output / name).unlink(missing_ok=True)
-        for old in (output / STATES, *output.glob("size-*/")):
-            if old.exists():
-                shutil.rmtree(old)
-
-
 def _track(accelerator: Accelerator, row: dict[str, Any]) -> None:
     values = {key: value for key, value in row.items() if key != "step"}
     accelerator.log(values, step=row["step"])
@@ -243,27 +190,35 @@ def measure(config: Config, task: Task, model: KGEModel) -> list[dict[str, Any]]
     )
 
 
-def report(config: Config, task: Task, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
-    """Write metrics, config and pictures into the output folder, and print the table."""
-    output = Path(config.output_dir)
-    overall = [r for r in rows if r["side"] == "both" and r["relation"] is None
-               and r["category"] is None and r["ties"] == "realistic"]  # fmt: skip
-    table = size_table(overall, HEADLINE)
-    parts = SCORES[config.model].entity_parts
-    cost = {size: float(4 * parts * size) for size in table}
-    write_metrics(output / "metrics.json", rows)
-    write_json(output / HISTORY, history)
-    write_json(output / "training_config.json", asdict(config))
-    title = f"{task.graph.name}, {config.model}, {config.objective}, {config.eval_split}"
-    plot_sizes(output / "sizes.png", table, ("mrr", "hits@10"), cost=cost,
-               cost_label="bytes per entity", title=title)  # fmt: skip
-    plot_history(output / "curves.png", history, title=title)
-    print_table(title, {size: {**row, "bytes per entity": int(cost[size])} for size, row in table.items()})
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON that people may read."""
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+def obtain(config: Config, task: Task, accelerator: Accelerator, sizes: tuple[int, ...]) -> Result | None:
+    """Train, measure and save one model, or take it up where it is finished; None if interrupted."""
+    folder = model_folder(config, sizes)
+    if config.objective in PER_SIZE and config.resume_from_checkpoint and (folder / "config.json").exists():
+        accelerator.print(f"size {sizes[-1]} is finished already: {folder}")
+        return read_metrics(folder), json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] = []
+    history: list[dict[str, Any]] = []
+    model = given_model(config, task, sizes)
+    if model is None:
+        start = time.perf_counter()
+        model, result = train(config, task, accelerator, sizes)
+        seconds = time.perf_counter() - start
+        if result.stopped == "interrupted":
+            accelerator.print(f"interrupted after step {result.steps}; go on with the same command and "
+                              f"--resume_from_checkpoint latest")  # fmt: skip
+            return None
+        accelerator.print(
+            f"{result.steps} steps in {seconds:.0f} s, best validation at step {result.best_step}"
+        )
+        history = result.history
+    if accelerator.is_main_process:
+        model = made_smaller(config, task, model)
+        rows = measure(config, task, model)
+        folder.mkdir(exist_ok=True)
+        write_json(folder / HISTORY, history)
+        croppable.save(model, folder, labels=task.graph, metrics=rows, overwrite=True)
+    accelerator.wait_for_everyone()  # a student on any process loads its teacher from the folder
+    return rows, history
 
 
 def run(config: Config) -> int:
@@ -271,8 +226,13 @@ def run(config: Config) -> int:
     keep_freed_memory()
     task = load_task(config)
     tracker = None if config.report_to == "none" else config.report_to
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with=tracker,
-                              project_dir=config.output_dir)  # fmt: skip
+    idle = config.objective == "dualde"  # the teacher, in the first stage
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        log_with=tracker,
+        project_dir=config.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=idle)],
+    )
     if tracker:
         flat = {
             k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in asdict(config).items()
@@ -283,38 +243,14 @@ def run(config: Config) -> int:
     if accelerator.is_main_process:
         start_output(config)
     accelerator.wait_for_everyone()
-    every = [(size,) for size in config.sizes] if config.objective == "separate" else [tuple(config.sizes)]
-    rows: list[dict[str, Any]] = []
-    history: list[dict[str, Any]] = []
-    for sizes in every:
-        folder = model_folder(config, sizes)
-        if (
-            config.objective == "separate"
-            and config.resume_from_checkpoint
-            and (folder / "config.json").exists()
-        ):
-            accelerator.print(f"size {sizes[-1]} is finished already: {folder}")
-            rows += read_metrics(folder)
-            history += json.loads((folder / HISTORY).read_text(encoding="utf-8"))
-            continue
-        start = time.perf_counter()
-        model, result = train(config, task, accelerator, sizes)
-        seconds = time.perf_counter() - start
-        if result.stopped == "interrupted":
-            accelerator.print(f"interrupted after step {result.steps}; go on with the same command and "
-                              f"--resume_from_checkpoint latest")  # fmt: skip
+    results: dict[int, Result] = {}
+    for sizes in training_order(config):
+        result = obtain(config, task, accelerator, sizes)
+        if result is None:
             accelerator.end_training()
             return 130
-        accelerator.print(
-            f"{result.steps} steps in {seconds:.0f} s, best validation at step {result.best_step}"
-        )
-        if accelerator.is_main_process:
-            own = measure(config, task, model)
-            folder.mkdir(exist_ok=True)
-            write_json(folder / HISTORY, result.history)
-            croppable.save(model, folder, labels=task.graph, metrics=own, overwrite=True)
-            rows += own
-            history += result.history
+        results[sizes[-1]] = result
+    rows, history = ([item for _, parts in sorted(results.items()) for item in parts[i]] for i in (0, 1))
     if accelerator.is_main_process:
         report(config, task, rows, history)
         if config.push_to_hub:

@@ -17,6 +17,9 @@ from croppable.kge.files import validate_column_order
 from croppable.kge.scores import SCORES
 
 STATES = "training_states"  # inside the output folder
+EXTRACTED = ("ext", "ext-l", "ext-v", "pca")  # one model of the largest size, made smaller
+DISTILLED = ("bkd", "ta", "dualde")  # one model per size, taught by a larger one
+PER_SIZE = ("separate", *DISTILLED)
 # The smallest value of every whole number but the seed.
 LEAST = {
     "num_negatives": 1,
@@ -66,9 +69,17 @@ class Config:
     )
     # objective
     objective: str = flag(
-        "med", "med; nested: plain sum over sizes (Matryoshka); separate: one training run per size.",
-        ("med", "nested", "separate"),
+        "med",
+        "med; nested: plain sum over sizes (Matryoshka); separate: one training run per size; baselines "
+        "(docs/baselines.md): ext, ext-l, ext-v, pca cut the largest size, bkd, ta, dualde distil it.",
+        ("med", "nested", *PER_SIZE, *EXTRACTED),
     )  # fmt: skip
+    teacher: str | None = flag(
+        None, "Checkpoint of the largest size or more, for the baselines; without it they train one first."
+    )
+    distill_weight: float = flag(1.0, "Weight of the soft labels of bkd, ta and dualde (DualDE: 1).")
+    distill_temperature: float = flag(1.0, "Temperature of the soft labels (DualDE: 1).")
+    rotate_anyway: bool = flag(False, "Let pca rotate dims under a score that this changes.")
     loss: str = flag("softmax", "softmax over the candidates, or binary cross-entropy.", ("bce", "softmax"))
     mutual: float = flag(0.1, "Weight of mutual learning between neighbouring sizes; 0 is off (paper: 1).")
     mutual_form: str = flag("kl", "Distance between neighbours.", ("huber", "huber-sigmoid", "kl"))
@@ -80,7 +91,7 @@ class Config:
     w2: float = flag(1.0, "Evolutionary improvement, negatives of bce; 0 is off (paper: starts at 1).")
     w3: float = flag(1.0, "Dynamic loss weights exp(w3 d/D); 0 is off (paper: starts at 1).")
     learnable_weights: bool = flag(
-        False, "Train w1, w2 and w3 (paper: yes; their loss gradient has one sign)."
+        False, "Train w1, w2 and w3, or the weights of dualde (papers: yes; the gradient has one sign)."
     )
     evolution_form: str = flag(
         "linear", "Weights softmax(w error), or exp(w1/sigma(s)) as in the paper.", ("linear", "reciprocal")
@@ -272,11 +283,12 @@ def contradictions(config: Config) -> list[str]:
         wrong.append(f"--filter_negatives needs --negatives uniform, got {config.negatives}")
     if config.push_to_hub and not config.hub_model_id:
         wrong.append("--push_to_hub needs --hub_model_id name/model")
-    if config.push_to_hub and config.objective == "separate":
-        wrong.append("--push_to_hub publishes one model: --objective separate makes one per size")
+    if config.push_to_hub and config.objective in PER_SIZE:
+        wrong.append(f"--push_to_hub publishes one model: --objective {config.objective} makes one per size")
     for name, least in LEAST.items():
         if getattr(config, name) < least:
             wrong.append(f"--{name} must be at least {least}, got {getattr(config, name)}")
+    wrong += contradictions_of_baselines(config)
     if config.learning_rate <= 0:
         wrong.append(f"--learning_rate must be positive, got {config.learning_rate}")
     if config.max_grad_norm is not None and config.max_grad_norm <= 0:
@@ -286,17 +298,43 @@ def contradictions(config: Config) -> list[str]:
     return wrong
 
 
+def contradictions_of_baselines(config: Config) -> list[str]:
+    """Return what is wrong with the flags of the baselines."""
+    wrong = []
+    allowed = (*EXTRACTED, *DISTILLED)
+    if config.teacher and config.objective not in allowed:
+        wrong.append(f"--teacher is for --objective {', '.join(allowed)}, got {config.objective}")
+    if config.distill_weight < 0:
+        wrong.append(f"--distill_weight must not be negative, got {config.distill_weight}")
+    if config.distill_temperature <= 0:
+        wrong.append(f"--distill_temperature must be positive, got {config.distill_temperature}")
+    rotatable = [name for name, score in SCORES.items() if score.rotatable]
+    if config.objective == "pca" and config.model not in rotatable and not config.rotate_anyway:
+        wrong.append(
+            f"--objective pca changes the scores of --model {config.model}, and only those of "
+            f"{', '.join(rotatable)} stay: take one of these, or --rotate_anyway to see what it does"
+        )
+    return wrong
+
+
 def conflicts_on_disk(config: Config) -> list[str]:
     """Return why this run may not use the folders that it names."""
     output, resume = Path(config.output_dir), config.resume_from_checkpoint
     if output.exists() and not output.is_dir():
         return [f"--output_dir {output} is a file: name a folder"]
+    if config.teacher and not Path(config.teacher, "config.json").is_file():
+        return [f"--teacher {config.teacher} is no folder with a checkpoint (it has no config.json)"]
+    if config.teacher and output.resolve() in (
+        Path(config.teacher).resolve(),
+        *Path(config.teacher).resolve().parents,
+    ):
+        return [f"--teacher {config.teacher} lies in --output_dir {output}, which is written anew"]
     if resume is None:
         if output.exists() and any(output.iterdir()) and not config.overwrite_output_dir:
             return [f"{output} is not empty: pass --overwrite_output_dir, or another --output_dir"]
         return []
     states = output / STATES if resume == "latest" else Path(resume)
-    finished = config.objective == "separate" and any(output.glob("size-*/config.json"))
+    finished = config.objective in PER_SIZE and any(output.glob("size-*/config.json"))
     if not (finished or any(states.rglob("step-*"))):
         return [f"--resume_from_checkpoint {resume}: {states} holds no training states; start without it"]
     return []

@@ -7,7 +7,7 @@ croppable/kge/sampling.py, the loop is croppable/training.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -128,20 +128,42 @@ class LinkPrediction(nn.Module):
                 losses = self._by_kernels(anchor, relation, target, negatives, side)
             if losses is not None:
                 return losses
+        gathered = self._gather(anchor, relation, target, negatives, side)
+        loss = self._loss_of_rows
+        if self.compiled == "loss" or (self.compiled == "auto" and anchor.device.type != "cpu"):
+            self._compiled_loss = self._compiled_loss or compile_or_not(self._loss_of_rows)
+            loss = self._compiled_loss
+        return loss(*gathered)
+
+    def scores(
+        self,
+        anchor: Tensor,
+        relation: Tensor,
+        target: Tensor,
+        negatives: Tensor | None = None,
+        side: Side | Tensor = "tail",
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Score a batch at all sizes, for those who make another loss of it; arguments as in `forward`.
+
+        Returns:
+            Scores ``[K, B, C]``, the column of each answer ``[B]``, and the rows that N3 is taken of:
+            anchors, relations and answers.
+        """
+        return self._scores_of_rows(*self._gather(anchor, relation, target, negatives, side))
+
+    def _gather(
+        self, anchor: Tensor, relation: Tensor, target: Tensor, negatives: Tensor | None, side: Side | Tensor
+    ) -> tuple[Any, ...]:
+        """Look up all rows of a batch: the arguments of `_scores_of_rows`."""
         per_query = negatives is not None and negatives.ndim == 2
         candidates = negatives
         if negatives is not None and negatives.ndim == 2:
             candidates = torch.cat([target[:, None], negatives], 1)
         rows = self.model.lookup(anchor, relation, candidates, side)
         answers = None if per_query else self.model.lookup(target, relation, None, side)[0]
-        shared = None if per_query else negatives
-        loss = self._loss_of_rows
-        if self.compiled == "loss" or (self.compiled == "auto" and anchor.device.type != "cpu"):
-            self._compiled_loss = self._compiled_loss or compile_or_not(self._loss_of_rows)
-            loss = self._compiled_loss
-        return loss(*rows, answers, target, shared, negatives is None, side)
+        return *rows, answers, target, None if per_query else negatives, negatives is None, side
 
-    def _loss_of_rows(
+    def _scores_of_rows(
         self,
         anchor: Tensor,
         relation: Tensor,
@@ -151,7 +173,7 @@ class LinkPrediction(nn.Module):
         shared: Tensor | None,
         against_all: bool,
         side: Side | Tensor,
-    ) -> dict[str, Tensor]:
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
         sizes = self.nested.sizes
         scores = self.model.score_rows(sizes, anchor, relation, candidates, side=side)
         if answers is None:
@@ -161,11 +183,14 @@ class LinkPrediction(nn.Module):
             own = self.model.score_rows(sizes, anchor, relation, answers[:, None], side=side)
             scores = torch.cat([own, scores], -1)
         true_column = target if against_all else torch.zeros_like(target)
-        losses = self.objective.terms(scores, true_column)
-        return self._penalised(losses, anchor, relation, answers)
+        return scores, true_column, (anchor, relation, answers)
 
-    def _penalised(self, losses: dict[str, Tensor], *rows: Tensor) -> dict[str, Tensor]:
-        """Add N3 of anchors, relations and answers."""
+    def _loss_of_rows(self, *gathered: Any) -> dict[str, Tensor]:
+        scores, true_column, rows = self._scores_of_rows(*gathered)
+        return self.penalised(self.objective.terms(scores, true_column), *rows)
+
+    def penalised(self, losses: dict[str, Tensor], *rows: Tensor) -> dict[str, Tensor]:
+        """Add N3 of the rows of anchors, relations and answers to "loss"."""
         if not self.n3:
             return losses
         sizes = self.nested.sizes
@@ -189,7 +214,7 @@ class LinkPrediction(nn.Module):
         losses = streaming.softmax_losses(
             model.function, objective, query, model.entity, target, *model.calibrate(sizes)
         )
-        return self._penalised(losses, own, relation_rows, rows[len(anchor) :]) if self.n3 else losses
+        return self.penalised(losses, own, relation_rows, rows[len(anchor) :]) if self.n3 else losses
 
     def _by_kernels(
         self, anchor: Tensor, relation: Tensor, target: Tensor, negatives: Tensor, side: Side | Tensor
@@ -216,4 +241,4 @@ class LinkPrediction(nn.Module):
         if not self.n3:
             return losses
         own, answers = model.lookup(torch.cat([anchor, target]), relation, None, side)[0].chunk(2)
-        return self._penalised(losses, own, relation_rows, answers)
+        return self.penalised(losses, own, relation_rows, answers)

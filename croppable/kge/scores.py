@@ -35,6 +35,7 @@ class Score:
         product: Whether ``partial`` is the plain product of query and candidate (summed over parts), so
             that pools of candidates are scored by a matrix product.
         distance: Whether the score is minus a distance (a margin then makes sense).
+        rotatable: Whether one rotation of the dims of all rows leaves every score as it is.
     """
 
     name: ClassVar[str]
@@ -43,6 +44,7 @@ class Score:
     additive: ClassVar[bool] = True
     product: ClassVar[bool] = False
     distance: ClassVar[bool] = False
+    rotatable: ClassVar[bool] = False
 
     def prepare(self, rows: Tensor) -> Tensor:
         """Map whole entity rows before scoring; the identity for additive scores."""
@@ -89,6 +91,7 @@ class TransEL2(TransEL1):
     """TransE: -||h + r - t||_2 (Bordes et al., NIPS 2013, Eq. 1); squares add up, `finish` takes the root."""
 
     name = "transe-l2"
+    rotatable = True
 
     def partial(self, query: Tensor, candidate: Tensor) -> Tensor:
         """-(q - c)^2 per dim."""
