@@ -39,8 +39,7 @@ KERNELS = {
     "judge": "losses",
     "judge_gradients": "gradients of the losses",
     "gather_weights": "weights of segments",
-    "query_gradients": "gradients of the queries",
-    "row_gradients": "gradients of the table",
+    "row_gradients": "gradients of table and queries",
 }
 
 
@@ -67,8 +66,7 @@ def floors(sizes: int) -> dict[str, tuple[float, float]]:
         "judge": (8 * scores, 45 * scores),
         "judge_gradients": (12 * scores, 25 * scores),
         "gather_weights": (8 * scores, scores),
-        "query_gradients": (rows + 4 * scores, 5 * terms),
-        "row_gradients": (rows + 2 * table + 4 * scores, 5 * terms),
+        "row_gradients": (2 * table + 4 * scores, 7 * terms),
         "optimizer": (7 * table, 12 * E * D),
     }
 

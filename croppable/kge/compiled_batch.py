@@ -23,7 +23,6 @@ from croppable.kge.gradient_kernels import (
     gather_weights,
     group_uses,
     pool_gradients,
-    query_gradients,
     row_gradients,
 )
 from croppable.kge.loss_kernels import (
@@ -47,6 +46,7 @@ from croppable.med import MED
 __all__ = ["Batch", "Plan"]
 
 PIECE = 2**17  # scores of a piece, half a megabyte
+PIECES = 1  # of table rows, per thread: each has sums of its own for the gradients of queries
 
 
 class Judging(NamedTuple):
@@ -94,7 +94,7 @@ class Plan:
 
 @lru_cache(maxsize=8)
 def _segments(sizes: tuple[int, ...], parts: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Bounds of segments in a row, and the ``firsts`` and ``places`` of gradient_kernels._spread."""
+    """Bounds of segments in a row, and the ``firsts`` and ``places`` of `row_gradients`."""
     bounds = np.array([0, *sizes]) * parts
     segment = np.repeat(np.arange(len(sizes)), np.diff(bounds))
     segment = np.pad(segment, (0, -len(segment) % PERMUTED), mode="edge")
@@ -206,15 +206,21 @@ class Batch:
         sums = self.stats[..., 1] * len(self.stats) if adversarial else self.sums[None, :, 1]
         factors, own_factors = by_improvement / sums, by_improvement / self.own_sums[None, :, 1]
         pulls = F.pad(by_mutual, (1, 0))
-        found = self._by_rows(factors.float(), own_factors.float(), pulls)
+        found = self._weights(factors.float(), own_factors.float(), pulls)
+        ids = [torch.from_numpy(self.own_ids).flatten(), self.anchor]
+        if self.shared:
+            ids.append(self.negatives)
+        touched, by_touched = self._through_rows(torch.cat(ids), found)
         by_query = found.queries.view_as(self.query)
         inner = torch.autograd.grad(self.query, (self.anchor_rows, self.relation_rows), by_query)
-        ids = [torch.from_numpy(self.own_ids).flatten(), self.anchor]
-        given = [inner[0].flatten(1)]
+        _add_rows(by_touched, touched, self.anchor, inner[0].flatten(1))
         if found.pool is not None:
-            ids.append(self.negatives)
-            given.append(found.pool)
-        by_entity = self._by_entity(torch.cat(ids), found.weights, torch.cat(given))
+            _add_rows(by_touched, touched, self.negatives, found.pool)
+        by_entity = by_touched.view(-1, *self.entity.shape[1:])
+        if touched is not None:
+            by_entity = torch.sparse_coo_tensor(
+                touched[None], by_entity, self.entity.shape, is_coalesced=True, check_invariants=False
+            )
         by_shift, moment = found.calibration.unbind(-1)
         scale, shift = self.calibration
         by_scale = (moment - shift * by_shift) / scale
@@ -224,7 +230,7 @@ class Batch:
         floats = (g.float() for g in (by_scale, by_shift, by_w1, by_w2))
         return by_entity, inner[1], *floats
 
-    def _by_rows(self, factors: Tensor, own_factors: Tensor, pulls: Tensor) -> Found:
+    def _weights(self, factors: Tensor, own_factors: Tensor, pulls: Tensor) -> Found:
         plan, kind, teach_down = self.plan, self.plan.kind, self.plan.objective.teach_down
         batch, sizes, count = self.scores.shape
         shared = (pulls.numpy(), self.calibration.numpy(), kind == SQUARED)
@@ -247,15 +253,12 @@ class Batch:
                 scores, *judging, teach_down, sigma, stats, factor, *shared, gradients,
                 moments.numpy()[begin:end],
             )  # fmt: skip
-            own_weights, out = weights.numpy()[begin:end], by_query.numpy()[begin:end]
-            queries = self.queries[begin:end]
             if self.pool is not None:
                 by_pools[begin] = np.zeros_like(self.pool)
+                queries, out = self.queries[begin:end], by_query.numpy()[begin:end]
                 pool_gradients(kind, queries, self.pool, self.bounds, gradients, out, by_pools[begin])
                 gradients = np.empty((end - begin, sizes, 0), np.float32)
-            gather_weights(gradients, own_gradients[0].numpy(), begin, own_weights)
-            ids = self.own_ids[begin:end]
-            query_gradients(kind, queries, self.table, ids, own_weights, self.firsts, self.places, out)
+            gather_weights(gradients, own_gradients[0].numpy(), begin, weights.numpy()[begin:end])
 
         on_all_threads(piece, self.pieces())
         by_pool = None
@@ -265,33 +268,51 @@ class Batch:
         sums = moments.sum(0, dtype=torch.float64) + own_moments[0]
         return Found(by_query, by_pool, weights, sums)
 
-    def _by_entity(self, ids: Tensor, weights: Tensor, given: Tensor) -> Tensor:
-        """Return the gradient of the table from all uses of its rows."""
+    def _through_rows(self, ids: Tensor, found: Found) -> tuple[Tensor | None, Tensor]:
+        """Return the touched rows, None for all, with their gradients; add to those of the queries.
+
+        Args:
+            ids: All uses of rows, those with weights first.
+            found: Weights, and gradients of the queries.
+        """
+        touched = None
         if self.plan.sparse:
             order = ids.argsort(stable=True)
             touched, counts = torch.unique_consecutive(ids[order], return_counts=True)
             rows, starts, uses = touched.numpy(), F.pad(counts.cumsum(0), (1, 0)).numpy(), order.numpy()
         else:
+            own = self.own_ids.reshape(-1)
             rows = np.arange(len(self.table))
-            starts, uses = np.empty(len(rows) + 1, np.int64), np.empty(len(ids), np.int64)
-            group_uses(ids.numpy(), starts, uses)
+            starts, uses = np.empty(len(rows) + 1, np.int64), np.empty(len(own), np.int64)
+            group_uses(own, starts, uses)
         out = torch.empty(len(rows), self.table.shape[1])
-        arrays = (uses, weights.numpy(), given.contiguous().numpy(), self.firsts, self.places)
+        bounds = _even_cuts(starts, PIECES * torch.get_num_threads())
+        by_queries = torch.zeros(len(bounds) - 1, *self.queries.shape)
 
-        def piece(begin: int, end: int) -> None:
+        def piece(index: int, _: int) -> None:
+            begin, end = bounds[index : index + 2]
             row_gradients(
-                self.plan.kind, self.queries, self.table, rows[begin:end], starts[begin : end + 1], *arrays,
+                self.plan.kind, self.queries, self.table, rows[begin:end], starts[begin : end + 1], uses,
+                found.weights.numpy(), self.firsts, self.places, by_queries[index].numpy(),
                 out.numpy()[begin:end],
             )  # fmt: skip
 
-        on_all_threads(piece, cut(len(rows), -(-len(rows) // (4 * torch.get_num_threads()))))
-        values = out.view(-1, *self.entity.shape[1:])
-        if not self.plan.sparse:
-            return values
-        indices = torch.from_numpy(rows)[None]
-        return torch.sparse_coo_tensor(
-            indices, values, self.entity.shape, is_coalesced=True, check_invariants=False
-        )
+        on_all_threads(piece, [(i, i + 1) for i in range(len(by_queries))])
+        for more in by_queries:
+            found.queries.add_(more)
+        return touched, out
+
+
+def _even_cuts(starts: NDArray[Any], count: int) -> list[int]:
+    """Cut rows into ``count`` pieces of as much work: a row costs about as much as one of its uses."""
+    work = starts + np.arange(len(starts))
+    cuts = np.searchsorted(work, work[-1] * np.arange(1, count) // count)
+    return [0, *cuts.tolist(), len(starts) - 1]
+
+
+def _add_rows(table: Tensor, touched: Tensor | None, ids: Tensor, more: Tensor) -> None:
+    """Add rows to a table that holds the touched rows, or all."""
+    table.index_add_(0, ids if touched is None else torch.searchsorted(touched, ids), more)
 
 
 def _mean_loss(sums: Tensor) -> Tensor:

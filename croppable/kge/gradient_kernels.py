@@ -1,8 +1,8 @@
 """Compiled gradients of the scores in croppable/kge/step_kernels.py, on the CPU.
 
-Every query and every row of the table gathers its own gradient: each number is written once, by one thread,
-in a fixed order, so results do not depend on the number of threads, and no table has to be zeroed first. The
-file needs numba (extra "kge").
+Every row of the table gathers its own gradient, so that no table has to be zeroed first; what it pulls at
+queries goes to sums of their own for every piece of work. The order is fixed, so the same number of threads
+gives the same result. The file needs numba (extra "kge").
 
 Shapes: B queries, A rows that only one query uses (its target, then its negatives), C negatives shared by
 all, W numbers of a row (dims x parts), K sizes, K' = max(K, PERMUTED), V = W / PERMUTED rounded up, E
@@ -16,67 +16,51 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from croppable.kge.pull_code import pull_absolute, pull_modulus, pull_product, pull_squared
 from croppable.kge.ranking_kernels import ABSOLUTE, PRODUCT, SQUARED
 from croppable.kge.step_kernels import LANES, TINY, Floats, Ints, Number
-from croppable.kge.vector_code import (
-    HAS_PERMUTE,
-    PERMUTED,
-    SQUARE,
-    cached,
-    part,
-    permute,
-    prefetch,
-    span,
-    sum_part,
-    turn,
-)
+from croppable.kge.vector_code import PERMUTED, SQUARE, cached, part, prefetch, span, sum_part, turn
 
-__all__ = ["gather_weights", "group_uses", "pool_gradients", "query_gradients", "row_gradients"]
+__all__ = ["gather_weights", "group_uses", "pool_gradients", "row_gradients"]
 
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
-AHEAD = 2  # rows that are asked for while one is in work
+AHEAD = 4  # rows and weights that are asked for while one is in work
+
+Places = NDArray[np.int32]
 
 
 @part
-def _pull(kind: int, gradient: Floats, own: Floats, other: Floats, weight: Floats) -> None:
-    """Add weight times the derivative by ``own`` of the terms of two rows; all terms are symmetric."""
+def _pull(
+    kind: int, row: Floats, query: Floats, by_row: Floats, by_query: Floats, weights: Floats, firsts: Ints,
+    places: Places,
+) -> None:  # fmt: skip
+    """Add the gradients of a row and a query by each other; arguments as in pull_code.py."""
+    whole = len(row) // PERMUTED
     if kind == PRODUCT:
-        for i in range(len(gradient)):
-            gradient[i] += weight[i] * other[i]
+        pull_product(row, query, by_row, by_query, weights, firsts, places, whole)
     elif kind == ABSOLUTE:
-        for i in range(len(gradient)):
-            difference = own[i] - other[i]
-            sign = (ONE if difference > 0 else ZERO) - (ONE if difference < 0 else ZERO)
-            gradient[i] -= weight[i] * sign
+        pull_absolute(row, query, by_row, by_query, weights, firsts, places, whole)
     elif kind == SQUARED:
-        for i in range(len(gradient)):
-            gradient[i] -= TWO * weight[i] * (own[i] - other[i])
+        pull_squared(row, query, by_row, by_query, weights, firsts, places, whole)
     else:
-        for pair in range(len(gradient) // 2):  # a step of two would not be vectorised
-            i = 2 * pair
-            u, v = own[i] - other[i], own[i + 1] - other[i + 1]
-            square = u * u + v * v
-            factor = weight[i] / math.sqrt(square) if square >= TINY else ZERO
-            gradient[i] -= factor * u
-            gradient[i + 1] -= factor * v
-
-
-@part
-def _spread(weights: Floats, firsts: Ints, places: NDArray[np.int32], wide: Floats) -> None:
-    """Give every number of a row the weight of its segment.
-
-    Args:
-        weights: Of the segments [K'].
-        firsts: The first segment of every PERMUTED numbers [V], at most K' - PERMUTED.
-        places: Segment of each number, counted from there [V PERMUTED].
-        wide: Filled [V PERMUTED].
-    """
-    for block in range(len(firsts)):
-        if HAS_PERMUTE:
-            permute(weights, firsts[block], places, PERMUTED * block, wide)
+        pull_modulus(row, query, by_row, by_query, weights, firsts, places, whole)
+    for i in range(whole * PERMUTED, len(row)):  # behind the last vector
+        weight = weights[firsts[i // PERMUTED] + places[i]]
+        difference = query[i] - row[i]
+        if kind == PRODUCT:
+            by_row[i] += weight * query[i]
+            by_query[i] += weight * row[i]
+            continue
+        if kind == ABSOLUTE:
+            difference = (ONE if difference > 0 else ZERO) - (ONE if difference < 0 else ZERO)
+        elif kind == SQUARED:
+            difference *= TWO
         else:
-            for i in range(PERMUTED * block, PERMUTED * block + PERMUTED):
-                wide[i] = weights[firsts[block] + places[i]]
+            other = query[i ^ 1] - row[i ^ 1]
+            square = difference * difference + other * other
+            difference *= ONE / math.sqrt(square) if square >= TINY else ZERO
+        by_row[i] += weight * difference
+        by_query[i] -= weight * difference
 
 
 @part
@@ -117,48 +101,6 @@ def gather_weights(gradients: Floats, own_gradients: Floats, start: int, out: Fl
                 out[b, n + 1, k] = gradients[b, k, n]
 
 
-@part
-def _prefetch_row(rows: Floats, start: int, count: int) -> None:
-    for i in range(start, start + count, SQUARE):  # 16 numbers are a cache line
-        prefetch(rows, i)
-
-
-@cached
-def query_gradients(
-    kind: int,
-    queries: Floats,
-    table: Floats,
-    ids: Ints,
-    weights: Floats,
-    firsts: Ints,
-    places: NDArray[np.int32],
-    out: Floats,
-) -> None:
-    """Add the gradients of queries from the rows that are theirs alone.
-
-    Args:
-        kind: As in `own_scores`.
-        queries: [B, W].
-        table: The entity table [E, W].
-        ids: Entity ids [B, A].
-        weights: From `gather_weights` [B, A, K'].
-        firsts: See `_spread` [V].
-        places: See `_spread` [V PERMUTED].
-        out: Added to [B, W].
-    """
-    width, count, padded = queries.shape[1], ids.shape[1], weights.shape[2]
-    wide = np.empty(len(places), np.float32)
-    all_ids = ids.reshape(-1)
-    for b in range(len(queries)):
-        for n in range(count):
-            ahead = b * count + n + AHEAD
-            if ahead < len(all_ids):
-                _prefetch_row(table, all_ids[ahead] * width, width)
-            _spread(span(weights, (b * count + n) * padded, padded), firsts, places, wide)
-            row = span(table, ids[b, n] * width, width)
-            _pull(kind, span(out, b * width, width), span(queries, b * width, width), row, wide)
-
-
 @cached
 def group_uses(ids: Ints, starts: Ints, uses: Ints) -> None:
     """Sort the uses of rows by row, keeping their order.
@@ -179,6 +121,12 @@ def group_uses(ids: Ints, starts: Ints, uses: Ints) -> None:
         cursors[ids[i]] += 1
 
 
+@part
+def _prefetch_row(rows: Floats, start: int, count: int) -> None:
+    for i in range(start, start + count, SQUARE):  # 16 numbers are a cache line
+        prefetch(rows, i)
+
+
 @cached
 def row_gradients(
     kind: int,
@@ -188,12 +136,12 @@ def row_gradients(
     starts: Ints,
     uses: Ints,
     weights: Floats,
-    given: Floats,
     firsts: Ints,
-    places: NDArray[np.int32],
+    places: Places,
+    by_query: Floats,
     out: Floats,
 ) -> None:
-    """Write the gradients of table rows.
+    """Write the gradients of table rows, and add those of the queries that use them.
 
     Args:
         kind: As in `own_scores`.
@@ -201,29 +149,27 @@ def row_gradients(
         table: The entity table [E, W].
         rows: Entity ids [U].
         starts: Row u has the uses starts[u] to starts[u + 1] [U + 1].
-        uses: Below B A: place in ``weights``; from there on: place in ``given``, plus B A.
+        uses: Places in ``weights``; B A and above are uses of another kind, left out.
         weights: From `gather_weights` [B, A, K'].
-        given: Finished gradients of rows used otherwise [G, W].
-        firsts: See `_spread` [V].
-        places: See `_spread` [V PERMUTED].
+        firsts: The first segment of every PERMUTED numbers [V], at most K' - PERMUTED.
+        places: Segment of each number, counted from there [V PERMUTED].
+        by_query: Added to [B, W].
         out: Filled [U, W].
     """
     width, count, padded = queries.shape[1], weights.shape[1], weights.shape[2]
     own_uses = len(weights) * count
-    wide = np.empty(len(places), np.float32)
     for u in range(len(rows)):
         gradient, row = span(out, u * width, width), span(table, rows[u] * width, width)
         gradient[:] = 0
         for i in range(starts[u], starts[u + 1]):
-            use, ahead = uses[i], uses[min(i + AHEAD, len(uses) - 1)]
-            if ahead < own_uses:
-                _prefetch_row(weights, ahead * padded, padded)
-                _prefetch_row(queries, ahead // count * width, width)
+            use, ahead = uses[i], uses[min(i + AHEAD, len(uses) - 1)] * padded
+            _prefetch_row(weights, ahead, padded)
             if use < own_uses:
-                _spread(span(weights, use * padded, padded), firsts, places, wide)
-                _pull(kind, gradient, row, span(queries, use // count * width, width), wide)
-            else:
-                _add(span(given, (use - own_uses) * width, width), gradient)
+                at = use // count * width
+                _pull(
+                    kind, row, span(queries, at, width), gradient, span(by_query, at, width),
+                    span(weights, use * padded, padded), firsts, places,
+                )  # fmt: skip
 
 
 @sum_part

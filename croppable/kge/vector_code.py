@@ -21,12 +21,14 @@ __all__ = [
     "PERMUTED",
     "SQUARE",
     "cached",
+    "data_of",
     "part",
-    "permute",
+    "permuted",
     "prefetch",
     "sum_part",
     "turn",
     "two_to_the",
+    "vector_at",
 ]
 
 SQUARE = 16  # side of the squares that are transposed
@@ -62,11 +64,13 @@ def cached(function: F) -> F:
         return part(function)
 
 
-def _data(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+def data_of(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    """Return the pointer to an array's numbers."""
     return cgutils.create_struct_proxy(kind)(context, builder, value).data  # type: ignore[no-untyped-call]
 
 
-def _vector_at(builder: Any, pointer: Any, index: Any, vector: Any) -> Any:
+def vector_at(builder: Any, pointer: Any, index: Any, vector: Any) -> Any:
+    """Return the place of a number as that of a vector which begins there."""
     return builder.bitcast(builder.gep(pointer, [index]), vector.as_pointer())
 
 
@@ -78,7 +82,7 @@ def _span_code(_context: Any, array: Any, start: Any, count: Any) -> Any:
     kind = types.Array(array.dtype, 1, "C")
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = _data(context, builder, signature.args[0], arguments[0])
+        data = data_of(context, builder, signature.args[0], arguments[0])
         size = context.get_constant(types.intp, array.dtype.bitwidth // 8)
         result = context.make_array(kind)(context, builder)
         populate_array(  # type: ignore[no-untyped-call]
@@ -97,11 +101,11 @@ def _turn_code(
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         vector, index = ir.VectorType(ir.FloatType(), SQUARE), ir.IntType(64)
-        data = [_data(context, builder, signature.args[i], arguments[i]) for i in (0, 1, 3)]
+        data = [data_of(context, builder, signature.args[i], arguments[i]) for i in (0, 1, 3)]
         rows = []
         for i in range(SQUARE):
             offset = builder.load(builder.gep(data[1], [ir.Constant(index, i)]))
-            row = builder.load(_vector_at(builder, data[0], builder.add(offset, arguments[2]), vector))
+            row = builder.load(vector_at(builder, data[0], builder.add(offset, arguments[2]), vector))
             row.align = 4
             rows.append(row)
         step = 1
@@ -116,29 +120,27 @@ def _turn_code(
             step *= 2
         for j, row in enumerate(rows):
             place = builder.add(arguments[4], builder.mul(arguments[5], ir.Constant(index, j)))
-            builder.store(row, _vector_at(builder, data[2], place, vector)).align = 4
+            builder.store(row, vector_at(builder, data[2], place, vector)).align = 4
         return context.get_dummy_value()
 
     return types.void(source, offsets, column, target, start, stride), generate
 
 
-def _permute_code(_context: Any, source: Any, first: Any, places: Any, at: Any, target: Any) -> Any:
-    """Set target[at + i] = source[first + places[at + i]] for PERMUTED i; places are below PERMUTED."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        vector, indices = ir.VectorType(ir.FloatType(), PERMUTED), ir.VectorType(ir.IntType(32), PERMUTED)
-        data = [_data(context, builder, signature.args[i], arguments[i]) for i in (0, 2, 4)]
-        values = builder.load(_vector_at(builder, data[0], arguments[1], vector))
-        chosen = builder.load(_vector_at(builder, data[1], arguments[3], indices))
-        values.align = chosen.align = 4
+def permuted(builder: Any, source: Any, first: Any, places: Any, at: Any) -> Any:
+    """Return source[first + places[at + i]] for PERMUTED i as a vector; places are below PERMUTED."""
+    vector, indices = ir.VectorType(ir.FloatType(), PERMUTED), ir.VectorType(ir.IntType(32), PERMUTED)
+    values = builder.load(vector_at(builder, source, first, vector), align=4)
+    chosen = builder.load(vector_at(builder, places, at, indices), align=4)
+    if HAS_PERMUTE:
         kind = ir.FunctionType(vector, [vector, indices])
         name = "llvm.x86.avx512.permvar.sf.512" if PERMUTED == 16 else "llvm.x86.avx2.permps"
-        permute = builder.module.declare_intrinsic(name, (), kind)
-        result = builder.call(permute, [values, chosen])
-        builder.store(result, _vector_at(builder, data[2], arguments[3], vector)).align = 4
-        return context.get_dummy_value()
-
-    return types.void(source, first, places, at, target), generate
+        return builder.call(builder.module.declare_intrinsic(name, (), kind), [values, chosen])
+    result = ir.Constant(vector, ir.Undefined)
+    for i in range(PERMUTED):
+        place = ir.Constant(ir.IntType(32), i)
+        value = builder.extract_element(values, builder.extract_element(chosen, place))
+        result = builder.insert_element(result, value, place)
+    return result
 
 
 def _prefetch_code(_context: Any, source: Any, index: Any) -> Any:
@@ -148,7 +150,7 @@ def _prefetch_code(_context: Any, source: Any, index: Any) -> Any:
         byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
         fetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        place = builder.gep(_data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
+        place = builder.gep(data_of(context, builder, signature.args[0], arguments[0]), [arguments[1]])
         read, keep, is_data = (ir.Constant(number, value) for value in (0, 3, 1))
         builder.call(fetch, [builder.bitcast(place, byte), read, keep, is_data])
         return context.get_dummy_value()
@@ -169,6 +171,5 @@ def _two_to_the_code(_context: Any, shifted: Any) -> Any:
 
 span = cast("Callable[..., Any]", intrinsic(_span_code))
 turn = cast("Callable[..., None]", intrinsic(_turn_code))
-permute = cast("Callable[..., None]", intrinsic(_permute_code))
 prefetch = cast("Callable[..., None]", intrinsic(_prefetch_code))
 two_to_the = cast("Callable[..., Any]", intrinsic(_two_to_the_code))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from croppable import compiling
 from croppable.kge import compiled_step
-from croppable.kge.gradient_kernels import gather_weights, pool_gradients, query_gradients, row_gradients
+from croppable.kge.gradient_kernels import gather_weights, pool_gradients, row_gradients
 from croppable.kge.loss_kernels import judge, judge_gradients
 from croppable.kge.model import KGEModel
 from croppable.kge.objective import LinkPrediction
@@ -147,7 +147,7 @@ def test_two_threads_give_what_one_gives(score: str, shared: bool) -> None:
 
 def test_a_run_of_the_same_shapes_compiles_each_kernel_once() -> None:
     kernels: list[Any] = [
-        own_scores, pool_scores, target_scores, judge, judge_gradients, gather_weights, query_gradients,
+        own_scores, pool_scores, target_scores, judge, judge_gradients, gather_weights,
         row_gradients, pool_gradients,
     ]  # fmt: skip
     for score in ADDITIVE:
