@@ -113,13 +113,23 @@ class Runner:
         cells = [Cell(cell.grid, line, cell.seed) for line in lines]
         measured = [c for c in cells if self.full_score(c) is not None]
         best = max(measured, key=lambda c: self.full_score(c) or 0.0) if measured else cells[0]
-        if not (self.scratch / best.name).exists():
-            print(f"{cell.name} needs the full-size model of {best.name}, which runs first", flush=True)
-            self.run(best)
-        folders = [path.parent for path in self.folder(best).glob("size-*/config.json")]
-        if not folders:
-            raise CellError(f"{best.name} left no model in {self.folder(best)}: run it with --overwrite")
-        return max(folders, key=lambda folder: int(folder.name.removeprefix("size-")))
+        return max(self.models(best), key=lambda folder: int(folder.name.removeprefix("size-")))
+
+    def models(self, cell: Cell) -> list[Path]:
+        """Return the folders of the models of a cell, one or one per size; trains them where they are gone.
+
+        Raises:
+            CellError: If the run fails or leaves no model.
+        """
+        output = self.folder(cell)
+        for attempt in range(2):
+            every = sorted(output.glob("size-*/config.json")) or list(output.glob("config.json"))
+            if every and (output / "metrics.json").exists():  # which is written last
+                return [path.parent for path in every]
+            if not attempt:
+                print(f"the models of {cell.name} are needed and trained first", flush=True)
+                self.run(cell)
+        raise CellError(f"{cell.name} left no model in {output}")
 
     def full_score(self, cell: Cell) -> float | None:
         """Return the validation MRR of a cell at its largest size, None where it is not known."""
@@ -206,7 +216,14 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scratch", type=Path, help="where runs write their checkpoints")
     parser.add_argument("--seeds", nargs="+", type=int, help="instead of those of the grid")
     parser.add_argument("--overwrite", action="store_true", help="run again what has a result, from scratch")
-    parser.add_argument("extra", nargs="*", help="behind --: flags for recipes/kge.py in every cell")
+
+
+def parse_run_flags(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the flags; what stands behind ``--`` becomes "extra", flags of recipes/kge.py for every cell."""
+    given = sys.argv[1:] if arguments is None else arguments
+    end = given.index("--") if "--" in given else len(given)
+    parser.epilog = "Behind --: flags for recipes/kge.py in every cell."
+    return parser.parse_args(given[:end], argparse.Namespace(extra=given[end + 1 :]))
 
 
 def make_runner(options: argparse.Namespace, results: Path, scratch: Path = SCRATCH) -> Runner:
@@ -225,7 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--lines", nargs="+", help="which lines, by name; `list` shows them")
     parser.add_argument("--results", type=Path, default=RESULTS, help="one JSON per cell")
     add_run_flags(parser)
-    options = parser.parse_args(arguments)
+    options = parse_run_flags(parser, arguments)
     if options.action == "render":
         render(read_results(options.results), options.results)
         return 0

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmark_kge_grids import CUTS, GRIDS, NAMES, PER_SIZE, Line
+from study_kge_grids import STUDY_GRIDS
 
 from croppable.report import plot_lines
 
+KNOWN = {**GRIDS, **STUDY_GRIDS}
 METRICS = ("mrr", "hits@1", "hits@3", "hits@10")
 MARKS = ("<!-- summary: written by the renderer -->", "<!-- end of summary -->")
 # Not settings of a line: what it is, or where and how it ran.
@@ -33,19 +35,21 @@ def read_results(folder: Path) -> dict[str, dict[str, list[Result]]]:
     found: dict[str, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
+        if "rows" not in result or "config" not in result:  # of recipes/study_kge.py: no cell
+            continue
         found[result["grid"]][result["line"]].append(result)
-    order = [*(name for name in GRIDS if name in found), *(name for name in found if name not in GRIDS)]
+    order = [*(name for name in KNOWN if name in found), *(name for name in found if name not in KNOWN)]
     return {name: dict(sorted(found[name].items(), key=lambda x: _place(name, x[0]))) for name in order}
 
 
 def _place(grid: str, name: str) -> int:
-    names = [line.name for line in GRIDS[grid].lines] if grid in GRIDS else []
+    names = [line.name for line in KNOWN[grid].lines] if grid in KNOWN else []
     return names.index(name) if name in names else len(names)
 
 
 def line_of(result: Result) -> Line:
     """Return the line of a result; one that no grid has any more is described by its config."""
-    grid = GRIDS.get(result["grid"])
+    grid = KNOWN.get(result["grid"])
     known = grid.line(result["line"]) if grid else None
     if known:
         return known
@@ -214,7 +218,7 @@ def chosen_text(lines: Mapping[str, Sequence[Result]]) -> list[str]:
 
 def render_grid(grid: str, by_line: Mapping[str, Sequence[Result]], folder: Path) -> str:
     """Write one grid's section and its picture."""
-    known = GRIDS.get(grid)
+    known = KNOWN.get(grid)
     title = known.title if known else grid
     shown = known.shown if known else ()
     lines = table_lines(by_line)
@@ -234,13 +238,13 @@ def summary(found: Mapping[str, Mapping[str, Sequence[Result]]]) -> str:
     """Write the MRR of separate training, the plain nested sum and ours for every grid that has them."""
     out = ["| graph and score | line | MRR at each size |", "| --- | --- | --- |"]
     for grid, by_line in found.items():
-        shown = GRIDS[grid].shown if grid in GRIDS else ()
+        shown = KNOWN[grid].shown if grid in KNOWN else ()
         for family, results in headlines(by_line).items():
             if family in ("separate", "nested", "med"):
                 best = ", best on validation" if "chosen" in results[0] else ""
                 scores = values(results, "mrr").items()
                 cells = [f"{size}: {cell_text(v)}" for size, v in scores if not shown or size in shown]
-                title = GRIDS[grid].title if grid in GRIDS else grid
+                title = KNOWN[grid].title if grid in KNOWN else grid
                 out.append(f"| {title} | {NAMES[family]}{best} | {', '.join(cells)} |")
     return "\n".join(out)
 
