@@ -35,7 +35,7 @@ from croppable.kge.loss_kernels import (
     judge,
     judge_gradients,
 )
-from croppable.kge.pieces import cut, on_all_threads
+from croppable.kge.pieces import LEAST, cut, on_all_threads
 from croppable.kge.ranking_compiled import STEPS
 from croppable.kge.ranking_kernels import SQUARED
 from croppable.kge.scores import Score, Side
@@ -46,7 +46,6 @@ from croppable.med import MED
 __all__ = ["Batch", "Plan"]
 
 PIECE = 2**17  # scores of a piece, half a megabyte
-PIECES = 1  # of table rows, per thread: each has sums of its own for the gradients of queries
 
 
 class Judging(NamedTuple):
@@ -168,7 +167,8 @@ class Batch:
 
     def pieces(self) -> list[tuple[int, int]]:
         """Ranges of queries whose scores stay in the cache."""
-        return cut(len(self.queries), PIECE // self.scores[0].numel())
+        numbers = (1 + self.scores.shape[-1]) * self.queries.shape[1]
+        return cut(len(self.queries), PIECE // self.scores[0].numel(), numbers)
 
     def judge(self) -> None:
         """Score and judge all candidates."""
@@ -286,7 +286,8 @@ class Batch:
             starts, uses = np.empty(len(rows) + 1, np.int64), np.empty(len(own), np.int64)
             group_uses(own, starts, uses)
         out = torch.empty(len(rows), self.table.shape[1])
-        bounds = _even_cuts(starts, PIECES * torch.get_num_threads())
+        work = (len(rows) + len(uses)) * self.queries.shape[1]
+        bounds = _even_cuts(starts, max(1, min(torch.get_num_threads(), work // LEAST)))
         by_queries = torch.zeros(len(bounds) - 1, *self.queries.shape)
 
         def piece(index: int, _: int) -> None:

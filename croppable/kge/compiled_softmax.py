@@ -26,7 +26,7 @@ def absorb(plan: Plan, terms: Tensor, calibration: Tensor, sums: Sums) -> None:
             terms.numpy(), begin, end, calibration.numpy(), plan.neighbours, plan.last, *arrays
         )
 
-    on_all_threads(piece, cut(terms.shape[1], PIECE))
+    on_all_threads(piece, cut(terms.shape[1], PIECE, terms[:, 0].numel()))
 
 
 def weights_of_tile(
@@ -41,7 +41,7 @@ def weights_of_tile(
             terms.numpy(), begin, end, calibration.numpy(), plan.teach_down, *arrays
         )
 
-    on_all_threads(piece, cut(terms.shape[1], PIECE))
+    on_all_threads(piece, cut(terms.shape[1], PIECE, terms[:, 0].numel()))
     by_shift, moment = moments.sum(0, dtype=torch.float64).unbind(-1)
     scale, shift = calibration
     return terms, torch.stack([(moment - shift * by_shift) / scale, by_shift]).float()

@@ -18,7 +18,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["cut", "on_all_threads"]
+__all__ = ["LEAST", "cut", "on_all_threads"]
+
+LEAST = 2**15  # numbers worth a thread, as in torch: on busy cores, starting one can cost milliseconds
 
 _Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -74,9 +76,17 @@ def on_all_threads(work: Callable[[int, int], object], pieces: Sequence[tuple[in
         raise errors[0]
 
 
-def cut(count: int, largest: int) -> list[tuple[int, int]]:
-    """Cut ``count`` into pieces of at most ``largest``, a multiple of the threads where it can be."""
+def cut(count: int, largest: int, numbers: int = LEAST) -> list[tuple[int, int]]:
+    """Cut ``count`` into pieces of at most ``largest``, a multiple of the threads where it can be.
+
+    Args:
+        count: What is to be cut.
+        largest: Bound of a piece.
+        numbers: Numbers that are worked on for each of ``count``; pieces of fewer than LEAST are not made
+            for the sake of threads.
+    """
     threads = torch.get_num_threads()
     number = -(-count // max(1, largest))
-    number = min(count, -(-number // threads) * threads)
+    worth = max(number, count * numbers // LEAST)
+    number = min(count, worth, -(-number // threads) * threads)
     return [(count * i // number, count * (i + 1) // number) for i in range(number)]

@@ -56,3 +56,11 @@ def test_pieces_cover_everything_in_order(count: int, largest: int) -> None:
     assert [begin for begin, _ in found] == [0, *(end for _, end in found[:-1])]
     assert found[-1][1] == count
     assert all(0 < end - begin <= max(1, largest) for begin, end in found)
+
+
+def test_little_work_is_not_spread_over_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert pieces.cut(16, 16, pieces.LEAST // 20) == [(0, 16)]
+    assert len(pieces.cut(16, 16, pieces.LEAST // 8)) == 2
+    assert len(pieces.cut(16, 16, pieces.LEAST)) == 4
+    assert len(pieces.cut(16, 2, 1)) == 8  # memory bounds them, however little they do

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from croppable.kge import objective, streaming
+from croppable.kge import compiled_softmax, objective, streaming
 from croppable.kge.model import KGEModel
 from croppable.kge.objective import LinkPrediction
 from croppable.kge.scores import SCORES
@@ -32,6 +32,7 @@ OPTIONS: list[dict[str, Any]] = [
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "TILE", {"cpu": len(SIZES) * BATCH * 20})
     monkeypatch.setattr(objective, "FEW_SCORES", 0)
+    monkeypatch.setattr(compiled_softmax, "PIECE", 5)
 
 
 @pytest.fixture(params=["kernels", "torch"])
