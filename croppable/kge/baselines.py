@@ -115,8 +115,8 @@ def loss_contribution(
         head, relation, tail = triples[start : start + batch_size].unbind(1)
         for side in sides:
             anchor, target = (head, tail) if side == "tail" else (tail, head)
-            whole = _loss(model(anchor, relation, None, side), target, task)
-            without = [_loss(s, target, task) for s in _scores_without(model, anchor, relation, side)]
+            scores = _scores_without(model, anchor, relation, side)
+            whole, *without = (_loss(some, target, task) for some in scores)
             growth += (torch.stack(without) - whole) * len(head)
     return (growth / (2 * len(triples))).to(model.entity.dtype)
 
@@ -130,8 +130,9 @@ def _loss(scores: Tensor, target: Tensor, task: Literal["binary", "multiclass"])
 
 
 def _scores_without(model: KGEModel, anchor: Tensor, relation: Tensor, side: Side) -> Iterator[Tensor]:
-    """Yield the scores of all entities ``[B, E]`` without dim 0, without dim 1, and so on."""
+    """Yield the scores of all entities ``[B, E]``: with all dims, without dim 0, without dim 1, and so on."""
     if not model.function.additive:
+        yield model(anchor, relation, None, side)
         for dim in range(model.size):
             yield _with_zero_dim(model, dim)(anchor, relation, None, side)
         return
@@ -143,6 +144,7 @@ def _scores_without(model: KGEModel, anchor: Tensor, relation: Tensor, side: Sid
         return function.partial(query[:, None, dim : dim + 1], candidates[:, dim : dim + 1])[..., 0]
 
     total = sum((terms(dim) for dim in range(1, model.size)), terms(0))
+    yield function.finish(total) * scale + shift
     for dim in range(model.size):
         yield function.finish(total - terms(dim)) * scale + shift
 
