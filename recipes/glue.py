@@ -39,7 +39,9 @@ from croppable.state import StateFolder
 from croppable.text.batching import batches_per_epoch, training_batches
 from croppable.text.card import publish
 from croppable.text.costs import size_costs
+from croppable.text.encoder import resized_config
 from croppable.text.evaluation import metric_rows, predict, scores
+from croppable.text.export import ExportError
 from croppable.text.glue import Task
 from croppable.text.objective import FineTuning
 from croppable.training import FitResult, TrainingError, fit, linear_schedule
@@ -173,7 +175,7 @@ def run(config: Config) -> int:
     data = load_data(config, accelerator)
     set_seed(config.seed)  # the fresh classifier
     full = load_model(config, data, accelerator.device)
-    sizes = validate_sizes(config.sizes or default_sizes(full.size), full.size)
+    sizes = choose_sizes(config, full)
     if config.teacher_name_or_path:
         data = with_teacher(config, data, accelerator)
     if accelerator.is_main_process:
@@ -225,16 +227,26 @@ def fine_tune(
     return outcome
 
 
-def default_sizes(full: int) -> tuple[int, ...]:
-    """Return the quarters of the full size."""
-    return tuple(sorted({max(1, round(full * q / 4)) for q in (1, 2, 3, 4)}))
+def choose_sizes(config: Config, model: Any) -> tuple[int, ...]:
+    """Return the sizes asked for, or the quarters of the full one, of those that the model can be cut to."""
+    full = model.size
+    sizes = config.sizes or sorted({max(1, round(full * q / 4)) for q in (1, 2, 3, 4)})
+    try:
+        for size in validate_sizes(sizes, full):
+            resized_config(model.config, size)
+    except ValueError as error:
+        unit = f"--sizes counts attention heads, here {full} of {model.config.hidden_size // full} units"
+        raise ValueError(f"{unit}: {error}") from error
+    return tuple(sizes)
 
 
 def main() -> int:
     """Run from the command line; an error that the user can mend is one line, not a traceback."""
     try:
         return run(parse_config(sys.argv[1:]))
-    except (ValueError, TypeError, OSError, TrainingError) as error:
+    except KeyboardInterrupt:  # a second Ctrl-C, or one outside of training
+        return 130
+    except (ValueError, TypeError, OSError, TrainingError, ExportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -6,11 +6,21 @@ Defaults are that script's unless the help text names another source.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from croppable.text.glue import TASKS
 
+ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+POSITIVE = (
+    "learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size",
+    "gradient_accumulation_steps", "reorder_examples", "temperature", "max_train_samples", "max_eval_samples",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "max_train_steps", "eval_epochs", "early_stopping_patience", "checkpointing_steps", "latency_repeats",
+    "weight_decay", "mutual", "distill", "hidden_distill", "teacher_weight",
+)  # fmt: skip
 OBJECTIVES = ("med", "nested", "separate", "random")
 
 
@@ -108,17 +118,24 @@ def validate(config: Config) -> None:
         wrong.append(f"--sizes must be positive and strictly increasing, got {config.sizes}")
     if config.push_to_hub and not config.hub_model_id:
         wrong.append("--push_to_hub needs --hub_model_id name/model")
-    positive = ("learning_rate", "num_train_epochs", "per_device_train_batch_size",
-                "gradient_accumulation_steps", "reorder_examples", "temperature")  # fmt: skip
-    wrong += [
-        f"--{n} must be positive, got {getattr(config, n)}" for n in positive if getattr(config, n) <= 0
-    ]
+    given = {n: v for n in POSITIVE if (v := getattr(config, n)) is not None}
+    wrong += [f"--{name} must be positive, got {value}" for name, value in given.items() if value <= 0]
+    counts = {name: getattr(config, name) for name in NOT_NEGATIVE}
+    wrong += [f"--{name} must not be negative, got {value}" for name, value in counts.items() if value < 0]
+    if not 0 <= config.warmup_ratio < 1:
+        wrong.append(f"--warmup_ratio must be from 0 to below 1, got {config.warmup_ratio}")
+    if config.checkpoints_total_limit < 2:
+        wrong.append(f"--checkpoints_total_limit must be at least 2, got {config.checkpoints_total_limit}")
     if config.early_stopping_patience and not config.eval_epochs:
         wrong.append("--early_stopping_patience needs --eval_epochs")
     if config.objective in ("separate", "random") and (config.distill or config.hidden_distill):
         wrong.append(
             f"--objective {config.objective} runs one size a step: it cannot distill from the largest"
         )
+    needed = ONNX_PACKAGES if config.export_onnx else ()
+    needed += () if config.report_to == "none" else (config.report_to,)
+    if absent := [name for name in needed if find_spec(name) is None]:
+        wrong.append(f"not installed, but needed for these flags: {', '.join(absent)} (pip install)")
     output = Path(config.output_dir)
     occupied = output.exists() and (not output.is_dir() or any(output.iterdir()))
     if occupied and not (config.overwrite_output_dir or config.resume_from_checkpoint):

@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from glue_config import Config
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from croppable.text.batching import Encoded, collate, encode, length_limit
 from croppable.text.encoder import croppable_encoder, with_layers
@@ -47,10 +52,11 @@ def load_data(config: Config, accelerator: Accelerator) -> Data:
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
         model_config = AutoConfig.from_pretrained(config.model_name_or_path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
         raise OSError(
             f"cannot load the model {config.model_name_or_path}: --model_name_or_path must be a folder in "
-            f"the transformers layout, or a name on the Hub when it can be reached ({error})"
+            f"the transformers layout, or a name on the Hub when it can be reached ({reason})"
         ) from error
     limit = length_limit(tokenizer, model_config, config.max_length)
     encoded = {}
@@ -70,6 +76,10 @@ def load_model(config: Config, data: Data, device: torch.device) -> Any:
     """Load the pretrained encoder with a classifier for the task, croppable."""
     names = data.task.labels or ("score",)
     before = AutoConfig.from_pretrained(config.model_name_or_path)
+    if type(before) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise TypeError(
+            f"{config.model_name_or_path} is no encoder: '{before.model_type}' models cannot classify texts"
+        )
     classifies = any("ForSequenceClassification" in name for name in before.architectures or ())
     if classifies and before.num_labels != len(names) and not config.ignore_mismatched_sizes:
         raise ValueError(

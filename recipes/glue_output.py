@@ -17,6 +17,7 @@ from croppable.core import crop
 from croppable.report import plot_history, plot_sizes, print_table, size_table
 from croppable.text.card import text_card
 from croppable.text.encoder import save_crops
+from croppable.text.export import export_int8, export_onnx
 from croppable.text.metrics import GLUE_METRICS
 
 STATES = "training_states"
@@ -87,8 +88,6 @@ def write_models(
     model = model.to("cpu")
     folders = save_crops(model, sizes, root, data.tokenizer, widths=config.save_crops)
     if config.export_onnx:
-        from croppable.text.export import export_int8, export_onnx
-
         for size, folder in folders.items():
             path = export_onnx(crop(model, size), folder / "model.onnx")
             export_int8(path, folder / "model_int8.onnx")

@@ -63,9 +63,14 @@ def length_limit(tokenizer: Any, config: Any, max_length: int) -> int:
     """Return ``max_length`` after checking that the model has a position for every token.
 
     Raises:
+        TypeError: If the model's config names no number of positions, as those of encoders do.
         ValueError: If the model or the tokenizer allow less.
     """
-    positions = config.max_position_embeddings
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int):
+        raise TypeError(
+            f"'{config.model_type}' is no encoder such as BERT: its config has no max_position_embeddings"
+        )
     if "roberta" in config.model_type:  # its first positions, up to the padding index, are not used
         positions -= config.pad_token_id + 1
     allowed = min(positions, tokenizer.model_max_length)

@@ -14,16 +14,29 @@ from typing import Any
 
 import pytest
 import torch
+from hub_server import TOKEN, Hub
+from tokenizers import ByteLevelBPETokenizer
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertConfig,
     BertModel,
     BertTokenizerFast,
+    CLIPTextConfig,
+    ElectraConfig,
+    GPT2Config,
+    RobertaConfig,
+    RobertaTokenizerFast,
+    T5Config,
 )
+
+from croppable.text.export import run_onnx
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 GOOD, BAD = ("good", "fine", "nice", "great"), ("bad", "poor", "dull", "awful")
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "the", "a", "is", *GOOD, *BAD)
+ABSENT = ("onnxscript", "wandb")  # in the eyes of the test of bad flags
 Run = Callable[..., Path]
 
 
@@ -45,6 +58,22 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
                         num_hidden_layers=1, max_position_embeddings=32, initializer_range=0.2)  # fmt: skip
     BertModel(config).save_pretrained(root / "model")
     BertTokenizerFast(vocab=str(vocabulary), model_max_length=32).save_pretrained(root / "model")
+    AutoModel.from_config(BertConfig(**{**config.to_dict(), "intermediate_size": 130})).save_pretrained(
+        root / "odd"
+    )
+    others = {
+        "gpt2": GPT2Config(vocab_size=len(WORDS), n_embd=32, n_head=4, n_layer=1, n_positions=32),
+        "t5": T5Config(vocab_size=len(WORDS), d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4),
+        "clip": CLIPTextConfig(vocab_size=len(WORDS), hidden_size=32, num_attention_heads=4,
+                               intermediate_size=64, num_hidden_layers=1, max_position_embeddings=32),
+    }  # fmt: skip
+    for name, other in others.items():
+        other.save_pretrained(root / name)
+        AutoModel.from_config(other).save_pretrained(root / name)
+    for name in ("odd", *others):
+        BertTokenizerFast(vocab=str(vocabulary), model_max_length=32).save_pretrained(root / name)
+    (root / "nolabel.tsv").write_text("sentence\nthe film\n")
+    (root / "one.tsv").write_text("sentence\tlabel\nthe film\t1\n")
     lines = [
         f"the film is {'a ' * (i % 3)}{word}\t{int(word in GOOD)}" for i in range(8) for word in GOOD + BAD
     ]
@@ -139,18 +168,101 @@ def test_early_stopping_keeps_the_best(run: Run) -> None:
     assert max(seen) == pytest.approx(sum(values(output).values()) / 3)
 
 
-def test_accumulation_is_a_larger_batch(run: Run) -> None:
-    flags = {
-        "sizes": [4],
-        "objective": "nested",
-        "max_train_steps": 4,
-        "num_train_epochs": 1,
-        "reorder": False,
-    }
-    whole = run(per_device_train_batch_size=16, to="whole", **flags)
-    parts = run(per_device_train_batch_size=8, gradient_accumulation_steps=2, to="parts", **flags)
-    steps = [json.loads((o / "history.json").read_text())[-1]["step"] for o in (whole, parts)]
-    assert steps == [4, 4]
+def test_accumulation_needs_more_batches_for_a_step(run: Run) -> None:
+    flags = {"sizes": [4], "objective": "nested", "num_train_epochs": 1, "reorder": False}
+    steps = {}
+    for batch, parts in ((16, 1), (8, 2), (8, 1)):
+        output = run(per_device_train_batch_size=batch, gradient_accumulation_steps=parts,
+                     to=f"{batch}-{parts}", **flags)  # fmt: skip
+        steps[batch, parts] = json.loads((output / "history.json").read_text())[-1]["step"]
+    assert steps == {(16, 1): 4, (8, 2): 4, (8, 1): 8}  # 64 examples
+
+
+def test_a_resumed_separate_run_skips_finished_sizes(
+    run: Run, glue: ModuleType, workspace: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    flags = {"objective": "separate", "max_train_steps": 6}
+    whole = run(to="whole", **flags)
+    train, trained = glue.train, []
+
+    def stopped_in_the_largest(config: Any, data: Any, model: Any, sizes: Any, accelerator: Any) -> Any:
+        trained.append(sizes)
+        result = train(config, data, model, sizes, accelerator)
+        return result._replace(stopped="interrupted") if trained == [(1,), (2,), (4,)] else result
+
+    monkeypatch.setattr(glue, "train", stopped_in_the_largest)
+    parts = whole.parent / "parts"
+    assert glue.run(glue.parse_config(arguments(workspace, parts, **flags))) == 130
+    assert not (parts / "metrics.json").exists()
+    run(to="parts", resume_from_checkpoint="latest", **flags)
+    assert trained == [(1,), (2,), (4,), (4,)]
+    assert "size 2 is finished already" in capsys.readouterr().out
+    for name in ("metrics.json", "history.json"):
+        assert json.loads((parts / name).read_text()) == json.loads((whole / name).read_text())
+    assert set(json.loads((parts / "costs.json").read_text())) == {"1", "2", "4"}
+    card = (parts / "README.md").read_text()
+    assert "| 1 | width-16 |" in card
+    assert "at 3 widths, each by itself" in card
+    run(to="parts", overwrite_output_dir=True, **flags)  # a fresh run takes nothing over
+    assert trained[4:] == [(1,), (2,), (4,)]
+
+
+def test_a_fresh_run_removes_what_an_earlier_one_left(run: Run) -> None:
+    output = run(sizes=[1, 4], max_train_steps=2, checkpointing_steps=1)
+    (output / "mine.txt").write_text("x")
+    run(sizes=[2, 4], max_train_steps=2, overwrite_output_dir=True)
+    assert {path.name for path in output.glob("width-*")} == {"width-32"}
+    assert not (output / "training_states").exists()
+    assert (output / "mine.txt").exists()
+
+
+def byte_tokenizer(folder: Path) -> Any:
+    """A tokenizer as RoBERTa's: byte-level, and without token types."""
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator([" ".join(WORDS)], vocab_size=300,
+                                special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])  # fmt: skip
+    trained.save_model(str(folder))
+    return RobertaTokenizerFast(
+        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=32
+    )
+
+
+@pytest.mark.parametrize("kind", ["roberta", "electra"])
+def test_other_encoders_on_pairs(run: Run, workspace: Path, tmp_path: Path, kind: str) -> None:
+    shape = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "num_hidden_layers": 2,
+             "initializer_range": 0.2}  # fmt: skip
+    folder = tmp_path / kind
+    folder.mkdir()
+    if kind == "roberta":
+        tokenizer = byte_tokenizer(folder)
+        config: Any = RobertaConfig(**shape, vocab_size=len(tokenizer), max_position_embeddings=34,
+                                    type_vocab_size=1, pad_token_id=1)  # fmt: skip
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(workspace / "model")
+        config = ElectraConfig(**shape, vocab_size=len(WORDS), embedding_size=32, max_position_embeddings=32)
+    AutoModel.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    output = run(model_name_or_path=folder, task_name="stsb", max_length=32, layers=[1], distill=1.0,
+                 hidden_distill=0.1, num_train_epochs=3)  # fmt: skip
+    assert set(values(output, "pearson")) == {1, 2, 4}
+    small = AutoModelForSequenceClassification.from_pretrained(output / "width-16").eval()
+    assert small.config.model_type == kind
+    assert small.config.num_hidden_layers == 1
+    texts = AutoTokenizer.from_pretrained(output / "width-16")(["the film"], ["good"], return_tensors="pt")
+    assert small(**texts).logits.shape == (1, 1)
+
+
+def test_odd_texts_are_kept_and_counted(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["NA\t1", "\t0", f"{'film ' * 40}\t0", "the film is good\t1"] * 4
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+    output = run(task_name="sst2", data_dir=tmp_path, num_train_epochs=1)
+    told = capsys.readouterr().out
+    assert "16 examples" in told
+    assert "4 longer than --max_length 16 were cut" in told
+    assert "4 texts are empty" in told
+    assert set(values(output)) == {1, 2, 4}
 
 
 @pytest.mark.parametrize(
@@ -158,6 +270,28 @@ def test_accumulation_is_a_larger_batch(run: Run) -> None:
     [
         ({"sizes": [2, 1]}, "--sizes must be positive and strictly increasing"),
         ({"sizes": [1, 8]}, "end at the model's own size 4"),
+        ({"sizes": [16, 32, 64]}, "--sizes counts attention heads, here 4 of 16 units: "),
+        ({"model_name_or_path": "odd"}, "intermediate_size 130 of 4 heads is no whole number at 1 heads"),
+        (
+            {"model_name_or_path": "gpt2"},
+            "GPT2ForSequenceClassification cannot be cropped: its config has no",
+        ),
+        ({"model_name_or_path": "t5"}, "'t5' is no encoder such as BERT: its config has no max_position"),
+        (
+            {"model_name_or_path": "clip"},
+            "clip is no encoder: 'clip_text_model' models cannot classify texts",
+        ),
+        ({"model_name_or_path": "sst2"}, "cannot load the model sst2: --model_name_or_path must be a folder"),
+        ({"train_file": "nolabel.tsv", "validation_file": "nolabel.tsv"}, "has no column 'label'"),
+        ({"train_file": "one.tsv", "validation_file": "sst2/train.tsv"}, "the label sets differ: sst2/valid"),
+        ({"data_dir": None}, "cannot load nyu-mll/glue (sst2) from the Hub: pass --data_dir DIR with"),
+        ({"layers": [0, 5]}, "layers must be ascending indices from 0 to 0, got [0, 5]"),
+        ({"size_weights": [1, 2]}, "size_weights must have one value per size"),
+        ({"max_eval_samples": 0, "warmup_ratio": 3}, "--max_eval_samples must be positive, got 0; --warmup"),
+        ({"eval_epochs": -1}, "--eval_epochs must not be negative, got -1"),
+        ({"checkpoints_total_limit": 1}, "--checkpoints_total_limit must be at least 2, got 1"),
+        ({"resume_from_checkpoint": "latest"}, "no complete training state in"),
+        ({"report_to": "wandb", "export_onnx": True}, "needed for these flags: onnxscript, wandb"),
         ({"max_length": 64}, "max_length must be from 3 to the model's 32 positions"),
         ({"task_name": "rte"}, "no train split of rte in"),
         ({"push_to_hub": True}, "--push_to_hub needs --hub_model_id"),
@@ -178,11 +312,15 @@ def test_bad_flags_are_one_line(
     capsys: pytest.CaptureFixture[str], flags: dict[str, Any], message: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("glue_config.find_spec", lambda name: None if name in ABSENT else name)
     monkeypatch.chdir(workspace)
     monkeypatch.setattr(sys, "argv", ["glue.py", *arguments(workspace, tmp_path / "out", **flags)])
     assert glue.main() == 2
-    error = capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
     assert message in error
+    assert not (tmp_path / "out" / "metrics.json").exists()
 
 
 def test_a_model_or_teacher_of_another_task_is_refused(run: Run) -> None:
@@ -207,7 +345,16 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_two_processes(workspace: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"objective": "random", "num_train_epochs": 24},
+        {"schedule": "pair", "learnable_weights": True, "distill": 1.0, "hidden_distill": 0.1},
+        {"gradient_accumulation_steps": 2, "eval_epochs": 1, "early_stopping_patience": 4},
+    ],
+    ids=str,
+)
+def test_two_processes(workspace: Path, tmp_path: Path, flags: dict[str, Any]) -> None:
     command = [
         "-m",
         "torch.distributed.run",
@@ -216,11 +363,9 @@ def test_two_processes(workspace: Path, tmp_path: Path) -> None:
         "2",
         str(RECIPES / "glue.py"),
     ]
-    flags = arguments(
-        workspace, tmp_path / "out", per_device_train_batch_size=4, objective="random", num_train_epochs=24
-    )
+    given = arguments(workspace, tmp_path / "out", per_device_train_batch_size=4, **flags)
     done = subprocess.run(
-        [sys.executable, *command, *flags], env=environment(), capture_output=True, text=True
+        [sys.executable, *command, *given], env=environment(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "2 process(es)" in done.stdout
@@ -238,6 +383,46 @@ def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(run: Run) -> No
     parts = run(to="parts", max_train_steps=12, resume_from_checkpoint="latest")
     weights = [AutoModelForSequenceClassification.from_pretrained(o).state_dict() for o in (whole, parts)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+LOAD_AND_ANSWER = """
+import json, sys
+sys.modules["croppable"] = None  # importing it fails
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+where = {"pretrained_model_name_or_path": "me/tiny", "subfolder": "width-16"}
+model, info = AutoModelForSequenceClassification.from_pretrained(**where, output_loading_info=True)
+texts = AutoTokenizer.from_pretrained(**where)(["the film is good"], return_tensors="pt")
+wrong = [key for name, keys in info.items() if name.endswith("keys") for key in keys]
+print(json.dumps([wrong, model(**texts).logits.tolist()]))
+"""
+
+
+@pytest.mark.slow
+def test_push_and_export(workspace: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    flags = arguments(workspace, output, hub_model_id="me/tiny", num_train_epochs=2, sizes=[1, 4])
+    with Hub() as hub:
+        online = {
+            **{key: value for key, value in environment().items() if not key.startswith("HF_")},
+            "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN,
+            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1,localhost",
+        }  # fmt: skip
+        command = [sys.executable, str(RECIPES / "glue.py"), *flags, "--push_to_hub", "--export_onnx"]
+        done = subprocess.run(command, env=online, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        loaded = subprocess.run(
+            [sys.executable, "-c", LOAD_AND_ANSWER], env=online, capture_output=True, text=True
+        )
+        assert loaded.returncode == 0, loaded.stderr
+        repository = hub.repositories["me/tiny"]
+        files = repository.trees[repository.branches["main"]]
+    assert set(files) >= {"README.md", "metrics.json", "width-16/model_int8.onnx", "width-16/tokenizer.json"}
+    assert 'subfolder="width-16"' in files["README.md"].decode()
+    wrong, logits = json.loads(loaded.stdout)
+    assert wrong == []
+    tokens = AutoTokenizer.from_pretrained(output)(["the film is good"], return_tensors="pt")
+    served = run_onnx(output / "width-16" / "model.onnx", dict(tokens))
+    torch.testing.assert_close(torch.tensor(served), torch.tensor(logits), atol=1e-4, rtol=0)
 
 
 def test_the_guide_names_flags_that_exist() -> None:
