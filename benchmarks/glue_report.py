@@ -29,7 +29,8 @@ class Line(NamedTuple):
 
 # Weak ties and the small sizes weighted up: found on held-out SST-2 examples, where mutual learning and
 # dynamic weights of 1, which favour the large sizes, left the smallest near chance.
-MED = "--objective med --mutual 0.1 --w3 0 --size_weights 8 4 2 1"
+WEIGHTS = "--size_weights 8 4 2 1"
+MED = f"--objective med --mutual 0.1 --w3 0 {WEIGHTS}"
 
 # "separate" holds plain fine-tuning of the full model as its largest size; "full" is the same run alone, for
 # a learning rate of its own.
@@ -39,6 +40,7 @@ LINES: dict[str, Line] = {
     "random": Line("random sub-networks (BERT-HAT)", "--objective random"),
     "random-long": Line("BERT-HAT, four times the steps", "--objective random", times=4),
     "nested": Line("plain nested sum", "--objective nested"),
+    "nested-weighted": Line("plain nested sum, weights as MED", f"--objective nested {WEIGHTS}"),
     "sandwich": Line("sandwich + in-place distillation", "--objective nested --distill 1"),
     "med": Line("MED", MED),
     "med-no-mutual": Line("MED without mutual learning", f"{MED} --mutual 0"),
@@ -230,8 +232,12 @@ def about(cells: Sequence[Cell]) -> str:
 def tuning(folder: Path) -> str:
     """Say how learning rates were chosen, with the numbers."""
     cells = load(folder)
+    chosen = (
+        f"MED runs with `{MED}`, which was chosen on SST-2 training examples held out for this; the other "
+        "lines have nothing to choose but the learning rate."
+    )
     if not cells:
-        return "Nothing was tuned: all lines have the recipe's defaults and one learning rate."
+        return f"{chosen} One learning rate was given to all lines."
     rates = sorted({cell["learning_rate"] for cell in cells}, key=float)
     rows = []
     for task, line in dict.fromkeys((cell["task"], cell["line"]) for cell in cells):
@@ -241,9 +247,31 @@ def tuning(folder: Path) -> str:
                 tried[cell["learning_rate"]].append(statistics.mean(headline(cell).values()))
         rows.append([task, LINES[line].name, *(shown(tried[rate]) for rate in rates)])
     return (
-        "Learning rates of these tasks and lines were chosen by the mean over sizes on every fifth training "
-        "example, held out for this (`glue_quality.py tune`); the others have the default. Nothing else was "
-        f"tuned.\n\n{markdown(['task', 'line', *rates], rows)}"
+        f"{chosen} Learning rates of these tasks and lines were chosen by the mean over sizes on every "
+        "fifth training example, held out for this (`glue_quality.py tune`); the others have the default."
+        "\n\n"
+        f"{markdown(['task', 'line', *rates], rows)}"
+    )
+
+
+def step_cost(path: Path) -> str:
+    """Return what benchmarks/glue_step_cost.py measured."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    settings, step = found["settings"], found["step"]
+    crops = [
+        [f"{size} heads", f"{row['ms']:.1f}", f"{row['forward_over_stock']:.3f}", f"{row['bytes'] / 1e6:.1f}",
+         f"{row['bytes_over_stock']:.3f}"]
+        for size, row in found["crops"].items()
+    ]  # fmt: skip
+    return (
+        f"## Cost\n\nA training step of MED at {', '.join(map(str, settings['sizes']))} heads took "
+        f"{step['step_ratio']['med']:.2f} times the step of the largest alone in stock transformers; the FLOPs "
+        f"of the four models are {step['flop_ratio']:.2f} times its own, so the step costs "
+        f"{step['step_over_flops']['med']:.2f} times its FLOPs. Crops against a stock model of the same "
+        f"config, forward and file, batches of {settings['batch']} with {settings['length']} tokens, "
+        f"{settings['threads']} thread, best of {settings['rounds']} rounds in turns "
+        f"(`python benchmarks/glue_step_cost.py`):\n\n"
+        f"{markdown(['crop', 'forward, ms', 'of stock', 'file, MB', 'of stock'], crops)}"
     )
 
 
@@ -280,6 +308,8 @@ def render(output: Path, folder: Path = RESULTS) -> Path:
                 parts.append(f"{LINES[line].name}, over {', '.join(own)}:\n\n"
                              f"{summary(table, own, ['random', 'med', line])}")  # fmt: skip
     parts += [task_tables(cells, table, task) for task in tasks]
+    if (folder / "step_cost.json").exists():
+        parts.append(step_cost(folder / "step_cost.json"))
     parts += ["## How settings were chosen", tuning(folder / "tune")]
     output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return output

@@ -82,7 +82,7 @@ def test_the_report_by_hand(report: ModuleType, tmp_path: Path) -> None:
     assert "100 training examples, batches of 4" in text
     assert "abacus, 1 of 2 threads, torch 2" in text
     assert "Seeds: 0, 1." in text
-    assert "Nothing was tuned" in text
+    assert "One learning rate was given to all lines" in text
 
 
 def test_plain_fine_tuning_may_have_a_rate_of_its_own(report: ModuleType, tmp_path: Path) -> None:
@@ -94,6 +94,21 @@ def test_plain_fine_tuning_may_have_a_rate_of_its_own(report: ModuleType, tmp_pa
     assert line_of(text, "rte: largest size within 0.5 of plain fine-tuning") == ["-6.0", "no"]
     assert "every fifth training example, held out" in text
     assert "| rte | plain fine-tuning of the full model | 90.0 |" in text
+
+
+def test_the_cost_of_a_step_is_told_if_measured(report: ModuleType, tmp_path: Path) -> None:
+    measured = {
+        "settings": {"sizes": [3, 12], "batch": 32, "length": 24, "threads": 1, "rounds": 8},
+        "step": {"flop_ratio": 1.5, "step_ratio": {"med": 1.59}, "step_over_flops": {"med": 1.06}},
+        "crops": {
+            "3": {"ms": 16.78, "forward_over_stock": 0.99, "bytes": 14_652_640, "bytes_over_stock": 1.0}
+        },
+    }
+    write(tmp_path / "cells", *grid("rte"))
+    (tmp_path / "cells" / "step_cost.json").write_text(json.dumps(measured))
+    text = report.render(tmp_path / "glue.md", tmp_path / "cells").read_text()
+    assert "so the step costs 1.06 times its FLOPs" in text
+    assert line_of(text, "3 heads") == ["16.8", "0.990", "14.7", "1.000"]
 
 
 def test_a_task_without_every_line_takes_no_part_in_the_means(report: ModuleType, tmp_path: Path) -> None:

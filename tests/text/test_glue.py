@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from croppable.text.glue import TASKS, DataError, infer_task, load_splits, read_examples, read_table
+from croppable.text.glue import TASKS, DataError, Task, infer_task, load_splits, read_examples, read_table
 
 ROWS = [
     {"sentence": "NA", "label": 1, "idx": 0},
@@ -75,7 +75,7 @@ def test_mnli_reads_both_validation_splits(tmp_path: Path) -> None:
 def test_a_task_of_ones_own_is_guessed(tmp_path: Path) -> None:
     train = write(tmp_path / "mine.jsonl", [{"text": "x", "label": "b"}, {"text": "y", "label": "a"}])
     task, splits = load_splits(None, train_file=train, validation_file=train)
-    assert (task.name, task.columns, task.labels) == ("mine", ("text",), ("a", "b"))
+    assert task == Task(name="mine", columns=("text",), labels=("a", "b"), metric="sst2")
     assert splits["validation"].labels.tolist() == [1, 0]
     scores = infer_task(pa.table({"sentence1": ["x"], "sentence2": ["y"], "id": ["z"], "label": [0.5]}))
     assert scores.columns == ("sentence1", "sentence2")
@@ -129,6 +129,33 @@ def test_label_sets_that_differ_are_refused(tmp_path: Path) -> None:
 def test_missing_data_is_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_splits(**arguments)
+
+
+@pytest.mark.parametrize("task", ["mrpc", "mnli", "stsb"])
+def test_a_task_by_name_comes_from_the_hub(monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+    """What load_dataset gives: features with class names, a test split with hidden labels."""
+    import datasets
+
+    names = TASKS[task].labels
+    kind = datasets.ClassLabel(names=names) if names else datasets.Value("float32")
+    texts = {column: datasets.Value("string") for column in TASKS[task].columns}
+    rows = {column: ["NA", "b", ""] for column in texts} | {"label": [0, 1, 1], "idx": [0, 1, 2]}
+    features = datasets.Features({**texts, "label": kind, "idx": datasets.Value("int32")})
+    split = datasets.Dataset.from_dict(rows, features=features)
+    hidden = datasets.Dataset.from_dict({**rows, "label": [-1] * 3}, features=features)
+    asked = []
+
+    def load(*arguments: str) -> Any:
+        asked.append(arguments)
+        return datasets.DatasetDict({"train": split, **dict.fromkeys(TASKS[task].validation, split)}
+                                    | {"test": hidden})  # fmt: skip
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    _task, splits = load_splits(task)
+    assert asked == [("nyu-mll/glue", task)]
+    assert list(splits) == ["train", *TASKS[task].validation]
+    assert splits["train"].labels.tolist() == [0, 1, 1]
+    assert splits["train"].texts[0] == ["NA", "b", ""]
 
 
 def test_offline_without_files_says_what_to_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from croppable.core import Nested, crop
 from croppable.med import MED
 from croppable.text.encoder import croppable_encoder
-from croppable.text.objective import FineTuning, hidden_losses, teacher_losses
+from croppable.text.objective import FineTuning, Schedule, hidden_losses, teacher_losses
 
 Make = Callable[..., PreTrainedModel]
 Inputs = dict[str, torch.Tensor]
@@ -106,7 +106,7 @@ def test_distillation_from_the_largest_does_not_move_the_largest(make_encoder: M
     ],
 )
 def test_schedules(
-    make_encoder: Make, schedule: Any, sizes: tuple[int, ...], seen: set[tuple[int, ...]]
+    make_encoder: Make, schedule: Schedule, sizes: tuple[int, ...], seen: set[tuple[int, ...]]
 ) -> None:
     heads = sizes[-1]
     model = croppable_encoder(make_encoder("bert", num_attention_heads=heads, hidden_size=2 * heads,
