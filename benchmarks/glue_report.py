@@ -265,8 +265,8 @@ def step_cost(path: Path) -> str:
     ]  # fmt: skip
     return (
         f"## Cost\n\nA training step of MED at {', '.join(map(str, settings['sizes']))} heads took "
-        f"{step['step_ratio']['med']:.2f} times the step of the largest alone in stock transformers; the FLOPs "
-        f"of the four models are {step['flop_ratio']:.2f} times its own, so the step costs "
+        f"{step['step_ratio']['med']:.2f} times the step of the largest alone in stock transformers; the "
+        f"FLOPs of these models together are {step['flop_ratio']:.2f} times its own, so the step costs "
         f"{step['step_over_flops']['med']:.2f} times its FLOPs. Crops against a stock model of the same "
         f"config, forward and file, batches of {settings['batch']} with {settings['length']} tokens, "
         f"{settings['threads']} thread, best of {settings['rounds']} rounds in turns "

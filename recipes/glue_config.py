@@ -24,9 +24,11 @@ NOT_NEGATIVE = (
 OBJECTIVES = ("med", "nested", "separate", "random")
 
 
-def flag(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
-    """Declare one flag."""
+def flag(default: Any, text: str, choices: tuple[str, ...] = (), bare: Any = None) -> Any:
+    """Declare one flag; ``bare`` is its value when it is given without one."""
     metadata: dict[str, Any] = {"help": text}
+    if bare is not None:
+        metadata |= {"nargs": "?", "const": bare}
     if choices:
         metadata["choices"] = list(choices)
     if isinstance(default, list):
@@ -67,8 +69,14 @@ class Config:
     w3: float = flag(1.0, "Dynamic loss weights exp(w3 d/D); 0 is off (paper: starts at 1).")
     learnable_weights: bool = flag(False, "Train w1 and w3 (paper: yes; their loss gradient has one sign).")
     size_weights: list[float] = flag([], "A constant weight per size; default all 1.")
-    distill: float = flag(0.0, "Weight of in-place distillation from the largest size; 0 is off.")
-    hidden_distill: float = flag(0.0, "Weight of hidden-state distillation from the largest; 0 is off.")
+    distill: float = flag(
+        0.0,
+        "Weight of in-place distillation from the largest size; 0 is off, --distill alone is 1.",
+        bare=1.0,
+    )
+    hidden_distill: float = flag(
+        0.0, "Weight of hidden-state distillation from the largest; 0 is off, alone it is 1.", bare=1.0
+    )
     teacher_name_or_path: str | None = flag(None, "A fine-tuned teacher; its outputs are computed once.")
     teacher_weight: float = flag(1.0, "Weight of the distance to the teacher, if there is one.")
     temperature: float = flag(1.0, "Temperature of the teacher's softmax.")

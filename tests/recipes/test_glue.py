@@ -341,6 +341,13 @@ def test_an_occupied_folder_is_refused(glue: ModuleType, workspace: Path, tmp_pa
         glue.parse_config(arguments(workspace, tmp_path))
 
 
+def test_distill_alone_is_a_weight_of_one(glue: ModuleType, workspace: Path, tmp_path: Path) -> None:
+    given = arguments(workspace, tmp_path / "out", hidden_distill=0.5)
+    assert glue.parse_config(given).distill == 0.0
+    config = glue.parse_config([*given, "--distill"])
+    assert (config.distill, config.hidden_distill) == (1.0, 0.5)
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
 
