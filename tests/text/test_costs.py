@@ -1,17 +1,20 @@
 """Costs of a size, and the card that shows them."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from transformers import PreTrainedModel
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
-from croppable.core import crop
+from croppable.core import crop, skeleton
 from croppable.text.card import text_card
 from croppable.text.costs import flops_per_sequence, latencies, size_costs
 from croppable.text.encoder import croppable_encoder
 from croppable.text.glue import TASKS
 
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "bert.md"
 Make = Callable[..., PreTrainedModel]
 
 
@@ -22,6 +25,21 @@ def test_flops_by_hand(make_encoder: Make, size: int) -> None:
     layer = 4 * 2 * tokens * hidden**2 + 2 * 2 * tokens**2 * hidden + 2 * 2 * tokens * hidden * ffn
     head = 2 * hidden**2 + 2 * hidden * classes
     assert flops_per_sequence(model, tokens) == layers * layer + head
+
+
+@pytest.mark.parametrize(
+    ("sizes", "every", "pair"),
+    [((2, 4, 8, 12), 1.60, 1.39), ((3, 6, 9, 12), 1.89, 1.57), (tuple(range(1, 13)), 4.57, 1.65)],
+)
+def test_the_cost_table_of_the_guide(sizes: tuple[int, ...], every: float, pair: float) -> None:
+    with torch.device("meta"):
+        base = croppable_encoder(BertForSequenceClassification(BertConfig()))
+    flops = {size: flops_per_sequence(skeleton(base, size), 128) for size in sizes}
+    steps = [{*sizes[i : i + 2], 12} for i in range(len(sizes) - 1)]
+    mean = sum(flops[size] for step in steps for size in step) / len(steps)
+    assert (sum(flops.values()) / flops[12], mean / flops[12]) == pytest.approx((every, pair), abs=0.005)
+    row = f"| {', '.join(str(64 * s) for s in sizes)} | {every:.2f} | {pair:.2f} |"
+    assert (row if len(sizes) < 5 else f"| {every:.2f} | {pair:.2f} |") in GUIDE.read_text()
 
 
 def test_costs_grow_with_size_and_leave_the_model_alone(make_encoder: Make) -> None:

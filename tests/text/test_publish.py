@@ -12,7 +12,6 @@ import huggingface_hub
 import pytest
 import torch
 from hub_server import TOKEN, Hub
-from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
 from croppable.core import crop
@@ -38,34 +37,20 @@ def test_a_failed_upload_says_what_to_do(
         raise ConnectionError("reset by peer")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", broken)
-    with pytest.raises(HubError, match=r"the connection broke while trying to push to 'me/tiny' \(reset by"):
+    with pytest.raises(HubError, match=r"the connection broke while trying to push to 'me/tiny' \('reset by"):
         publish(tmp_path, "me/tiny")
     with pytest.raises(HubError, match="trying to delete 'me/tiny'"), hub_errors("me/tiny", None, "delete"):
         raise TimeoutError
 
 
-def rows() -> list[dict[str, Any]]:
-    return [
-        {"size": size, "dataset": "sst2", "split": "validation", "metric": "accuracy", "value": size / 10}
-        for size in (1, 4)
-    ]
-
-
 def test_the_card_tells_one_training_from_several() -> None:
-    given: dict[str, Any] = {"task": TASKS["sst2"], "rows": rows(), "costs": {1: {"MB": 2.5}, 4: {"MB": 9.0}},
-                             "folders": {1: "width-8", 4: ""}, "repo_id": "me/tiny"}  # fmt: skip
-    once, several = text_card(**given), text_card(**given, separate=True)
-    assert "Fine-tuned once on sst2 at 2 widths. Every width is a plain transformers model, the" in once
-    assert "Fine-tuned on sst2 at 2 widths, each by itself." in several
-    for card in (once, several):
-        assert "| 1 | width-8 | 0.1000 | 2.5 |" in card
-        assert 'from_pretrained("me/tiny", subfolder="width-8")' in card
-        data = ModelCard(card).data
-        assert [(r.metric_name, r.metric_value) for r in data.eval_results] == [
-            ("accuracy at size 1", 0.1),
-            ("accuracy at size 4", 0.4),
-        ]
-        assert data.library_name == "transformers"
+    row = {"dataset": "sst2", "split": "validation", "metric": "accuracy", "value": 0.5}
+    given: dict[str, Any] = {"task": TASKS["sst2"], "rows": [{"size": size, **row} for size in (1, 4)],
+                             "costs": {}, "folders": {1: "width-8", 4: ""}}  # fmt: skip
+    assert "Fine-tuned once on sst2 at 2 widths. Every width is a plain transformers model, the" in text_card(
+        **given
+    )
+    assert "Fine-tuned on sst2 at 2 widths, each by itself." in text_card(**given, separate=True)
 
 
 def test_publish_and_load_a_subfolder(make_encoder: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
