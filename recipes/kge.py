@@ -52,6 +52,7 @@ def build_step(config: Config, task: Task, sizes: tuple[int, ...]) -> LinkPredic
         margin=config.margin,
         reciprocal=config.reciprocal,
         calibration=config.calibration,
+        relations=config.relations,
         init_scale=config.init_scale,
     )
     med = config.objective == "med"
@@ -72,7 +73,7 @@ def build_step(config: Config, task: Task, sizes: tuple[int, ...]) -> LinkPredic
         reduction=config.reduction,
     )
     return LinkPrediction(
-        model, objective, n3=config.n3, n3_balance=config.n3_balance,
+        model, objective, n3=config.n3, n3_balance=config.n3_balance, reach=config.reach,
         compiled=config.compile,
     )  # fmt: skip
 

@@ -63,6 +63,10 @@ class Config:
     sizes: list[int] = flag([10, 20, 40, 80, 160], "Sizes in dims, ascending; the last is the full model.")
     margin: float = flag(0.0, "Constant added to minus a distance (gamma of RotatE; 0 for products).")
     reciprocal: bool = flag(True, "A second set of relations answers head queries (kbc: on).")
+    relations: str = flag(
+        "shared", "own: a relation table per size over shared entities; a step then costs the sum of sizes.",
+        ("shared", "own"),
+    )  # fmt: skip
     calibration: str = flag("none", "Learnable parameters per size.", ("none", "scale", "affine"))
     init_scale: float | None = flag(
         None, "Spread of the initial tables; default: kbc 1e-3, RotatE (margin+2)/dims."
@@ -103,6 +107,9 @@ class Config:
     distill: float = flag(0.0, "Weight of the KL from the detached largest size; 0 is off.")
     n3: float = flag(0.03, "Weight of N3 (kbc: 5e-3 to 1e-1; ours tuned on CoDEx-S validation).")
     n3_balance: float = flag(2.0, "Power of the share of sizes that reach a segment, in its N3; 0: even.")
+    reach: float = flag(
+        1.0, "Factor on the gradient of a size per segment that it goes down; 1: the plain sum (docs/med.md)."
+    )
     # sampling
     negatives: str = flag(
         "all", "uniform per query, one shared pool per batch, or every entity.", ("uniform", "shared", "all")

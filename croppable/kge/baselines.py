@@ -56,14 +56,24 @@ def extract(model: KGEModel, sizes: Sequence[int]) -> KGEModel:
             margin=model.margin,
             reciprocal=model.reciprocal,
             calibration=model.calibration,
+            relations=model.relations,
             init_scale=model.init_scale,
         )
     small.labels = model.labels
     rows = [sum(own < size for own in model.sizes) for size in sizes]  # a crop uses its last row
     tensors = dict(named_tensors(model))
-    calibration = {name: tensor[rows] for name, tensor in tensors.items() if tensor.ndim == 1}
+    own = {"relation"} if model.relations == "own" else set()
+    calibration = {name: t[rows] for name, t in tensors.items() if t.ndim == 1 or name in own}
     copy_mode(model, small)
     return fill(small, tensors | calibration)
+
+
+def _require_one_table(model: KGEModel) -> None:
+    if model.relations == "own":
+        raise ValueError(
+            "dims are ranked and moved in one relation table, and this model has one per size: pass "
+            "model.alone(model.size), its full size by itself"
+        )
 
 
 @torch.no_grad()
@@ -72,6 +82,7 @@ def magnitude(model: KGEModel) -> Tensor:
 
     RotatE's relations are phases, all of modulus one: there only the entities count.
     """
+    _require_one_table(model)
     tables = [model.entity] if model.score == "rotate" else [model.entity, model.relation]
     return torch.cat([_per_dim(table.abs()) for table in tables]).mean(0)
 
@@ -105,6 +116,7 @@ def loss_contribution(
     Raises:
         ValueError: If there are no triples.
     """
+    _require_one_table(model)
     if not len(triples):
         raise ValueError("the loss needs at least one triple, got none: pass training triples")
     growth = torch.zeros(model.size, dtype=torch.float64, device=model.entity.device)
@@ -168,6 +180,7 @@ def reordered(model: KGEModel, importance: Tensor) -> KGEModel:
     Raises:
         ValueError: If there is not one finite number per dim.
     """
+    _require_one_table(model)
     if importance.shape != (model.size,) or not importance.isfinite().all():
         raise ValueError(
             f"importance must be {model.size} finite numbers, one per dim, got "
@@ -197,6 +210,7 @@ def rotated(model: KGEModel, *, anyway: bool = False) -> KGEModel:
     Raises:
         ValueError: If the score does not allow it and ``anyway`` is False.
     """
+    _require_one_table(model)
     if not (model.function.rotatable or anyway):
         allowed = ", ".join(name for name, score in SCORES.items() if score.rotatable)
         raise ValueError(

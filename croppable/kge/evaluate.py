@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from croppable.kge.classify import (
     Calibration,
@@ -32,7 +32,7 @@ __all__ = ["at_sizes", "evaluate", "learn"]
 
 
 def at_sizes(model: KGEModel, sizes: Sequence[int]) -> KGEModel:
-    """Return a model with other sizes and the same tables, not copied.
+    """Return a model with other sizes and the same tables, not copied (but for relations of each size).
 
     Scale and offset belong to trained sizes and never change a ranking: the result has none.
 
@@ -48,10 +48,14 @@ def at_sizes(model: KGEModel, sizes: Sequence[int]) -> KGEModel:
             model.score,
             margin=model.margin,
             reciprocal=model.reciprocal,
+            relations=model.relations,
         )
     if other.entity.shape != model.entity.shape:
         raise ValueError(f"sizes must end at the model's own size {model.size}, got {tuple(sizes)}")
     other.entity, other.relation, other.labels = model.entity, model.relation, model.labels
+    if model.relations == "own" and other.sizes != model.sizes:
+        places = [sum(own < size for own in model.sizes) for size in other.sizes]  # as a crop has them
+        other.relation = nn.Parameter(model.relation.detach()[places], model.relation.requires_grad)
     return other.train(model.training)
 
 

@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from croppable.core import validate_sizes
-from croppable.kge.prefixes import prefix_scores
+from croppable.kge.prefixes import damped, prefix_scores, scores_at
 from croppable.kge.scores import SCORES, Score, Side
 
 __all__ = ["KGEModel"]
 
 Calibration = Literal["none", "scale", "affine"]
+Relations = Literal["shared", "own"]
 
 
 class KGEModel(nn.Module):
@@ -31,6 +32,10 @@ class KGEModel(nn.Module):
 
     Scale and offset never change a ranking; they let the losses of different sizes share one scale of
     scores. They belong to their size: a crop keeps those of the sizes up to its own and uses its last.
+    With ``relations="own"`` that holds for the relation table as well: every size has one of its own,
+    ``[K, R, d(, p)]``, over the entity rows that all sizes share. There are few relations, so it costs little
+    memory, and a larger size need not read the leading dims as the smaller one does; but no product is
+    shared by sizes then, so a step costs the sum of the sizes.
     The constructor's arguments are attributes of the same name.
 
     Args:
@@ -44,6 +49,7 @@ class KGEModel(nn.Module):
         reciprocal: Keep a second set of relations that answers the head side (Lacroix et al., arXiv
             1806.07297, section 5).
         calibration: Parameters per size: "none", "scale", or "affine" for scale and offset.
+        relations: "shared" by all sizes, or a table of their "own" for each.
         init_scale: Standard deviation of products' tables (default 1e-3, as facebookresearch/kbc), or half
             width of distances' uniform ones (default (margin + 2) / dims, as the authors' RotatE).
 
@@ -64,6 +70,7 @@ class KGEModel(nn.Module):
         margin: float = 0.0,
         reciprocal: bool = False,
         calibration: Calibration = "none",
+        relations: Relations = "shared",
         init_scale: float | None = None,
     ) -> None:
         super().__init__()
@@ -77,16 +84,21 @@ class KGEModel(nn.Module):
             raise ValueError(
                 f"calibration must be one of {', '.join(get_args(Calibration))}, got {calibration!r}"
             )
+        if relations not in get_args(Relations):
+            raise ValueError(f"relations must be one of {', '.join(get_args(Relations))}, got {relations!r}")
         self.num_entities, self.num_relations = num_entities, num_relations
         self.sizes = validate_sizes(sizes, sizes[-1] if sizes else 0)
         self.score, self.margin, self.reciprocal = score, margin, reciprocal
         self.calibration: Calibration = calibration
+        self.relations: Relations = relations
         self.init_scale = init_scale
         self.labels: Any = None  # names of entities and relations, for people; set by whoever has them
         function = SCORES[score]
         rows = 2 * num_relations if reciprocal else num_relations
         self.entity = nn.Parameter(torch.empty(_shape(num_entities, self.size, function.entity_parts)))
-        self.relation = nn.Parameter(torch.empty(_shape(rows, self.size, function.relation_parts)))
+        shape = _shape(rows, self.size, function.relation_parts)
+        own = relations == "own"
+        self.relation = nn.Parameter(torch.empty((len(self.sizes), *shape) if own else shape))
         if calibration != "none":
             self.log_scale = nn.Parameter(torch.empty(len(self.sizes)))
         if calibration == "affine":
@@ -113,10 +125,32 @@ class KGEModel(nn.Module):
             margin=self.margin,
             reciprocal=self.reciprocal,
             calibration=self.calibration,
+            relations=self.relations,
             init_scale=self.init_scale,
         )
         small.labels = self.labels
         return small
+
+    def alone(self, size: int) -> Self:
+        """Return the model of ``size`` dims with no sizes below it, on the same memory.
+
+        It ranks as a crop to ``size`` does; calibration, which never changes a ranking, is left out.
+        """
+        with torch.device("meta"):
+            small = type(self)(
+                self.num_entities,
+                self.num_relations,
+                (size,),
+                self.score,
+                margin=self.margin,
+                reciprocal=self.reciprocal,
+            )
+        place = sum(s < size for s in self.sizes)
+        table = self.relation[place] if self.relations == "own" else self.relation
+        small.entity = nn.Parameter(self.entity.detach()[:, :size], requires_grad=False)
+        small.relation = nn.Parameter(table.detach()[:, :size], requires_grad=False)
+        small.labels = self.labels
+        return small.train(self.training)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -132,6 +166,8 @@ class KGEModel(nn.Module):
             scale = 1e-3 if self.init_scale is None else self.init_scale
             self.entity.normal_(0, scale)
             self.relation.normal_(0, scale)
+        if self.relations == "own":
+            self.relation.copy_(self.relation[-1].expand_as(self.relation))  # sizes differ by training alone
         if self.calibration != "none":
             growth = [math.log(self.size / s) if self.function.distance else 0.0 for s in self.sizes]
             self.log_scale.copy_(torch.tensor(growth))
@@ -181,6 +217,8 @@ class KGEModel(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the rows of anchors, relations and candidates up to ``size`` dims (all if omitted).
 
+        Relations are ``[B, d(, p)]``, or ``[K, B, d(, p)]`` where every size has its own.
+
         Raises:
             ValueError: If a model that is not reciprocal gets queries of both sides.
         """
@@ -191,8 +229,8 @@ class KGEModel(nn.Module):
         )
         if size is None or size == self.size:
             return rows
-        per_query = candidates is not None and candidates.ndim == 2
-        return rows[0][:, :size], rows[1][:, :size], rows[2][:, :, :size] if per_query else rows[2][:, :size]
+        parts = (self.function.entity_parts, self.function.relation_parts, self.function.entity_parts)
+        return tuple(_first(some, size, p) for some, p in zip(rows, parts, strict=True))  # type: ignore[return-value]
 
     def relation_rows(self, relation: Tensor, side: Side | Tensor) -> Tensor:
         """Return the rows of relations as they are asked from a side; see `lookup`."""
@@ -203,6 +241,8 @@ class KGEModel(nn.Module):
                 "queries of both sides in one batch need a reciprocal model: ask for one side at a time, "
                 "or build the model with reciprocal=True"
             )
+        if self.relations == "own":
+            return torch.stack([_rows(table, relation) for table in self.relation])
         return _rows(self.relation, relation)
 
     def form(self, side: Side | Tensor) -> Side:
@@ -226,14 +266,40 @@ class KGEModel(nn.Module):
         candidate_rows: Tensor,
         *,
         side: Side | Tensor,
+        reach: float = 1.0,
     ) -> Tensor:
-        """Score rows from `lookup` at ``sizes``, ``[K, B, N]``; separate so that it can be compiled alone."""
-        form = self.form(side)
-        raw = prefix_scores(self.function, sizes, anchor_rows, relation_rows, candidate_rows, form)
+        """Score rows from `lookup` at ``sizes``, ``[K, B, N]``; separate so that it can be compiled alone.
+
+        ``reach`` multiplies the gradient of a size once for every segment that it goes down (`damped`).
+        """
+        form, rows = self.form(side), (anchor_rows, relation_rows, candidate_rows)
+        if self.relations == "own" or reach != 1:
+            raw = torch.stack([self._score_at(size, *rows, form, reach) for size in sizes])
+        else:
+            raw = prefix_scores(self.function, sizes, *rows, form)
         if self.calibration == "none":
             return raw + self.margin if self.margin else raw
         scale, shift = self.calibrate(sizes)
         return raw * scale[:, None, None] + shift[:, None, None]
+
+    def _score_at(
+        self, size: int, anchor: Tensor, relation: Tensor, candidates: Tensor, form: Side, reach: float
+    ) -> Tensor:
+        """Score rows at one size, ``[B, N]``; the gradient of rows that smaller sizes share is damped."""
+        place, function = self.sizes.index(size), self.function
+        anchor, candidates = (_first(x, size, function.entity_parts) for x in (anchor, candidates))
+        own = self.relations == "own"
+        relation = _first(relation[place] if own else relation, size, function.relation_parts)
+        if reach != 1:
+            cuts = self.sizes[: place + 1]
+            anchor, candidates = (damped(x, cuts, reach, function.entity_parts) for x in (anchor, candidates))
+            relation = relation if own else damped(relation, cuts, reach, function.relation_parts)
+        return scores_at(function, size, anchor, relation, candidates, form)
+
+
+def _first(rows: Tensor, size: int, parts: int) -> Tensor:
+    """Take the leading dims of rows ``[..., d(, p)]``."""
+    return rows[..., :size] if parts == 1 else rows[..., :size, :]
 
 
 def _rows(table: Tensor, ids: Tensor) -> Tensor:

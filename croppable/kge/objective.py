@@ -7,6 +7,7 @@ croppable/kge/sampling.py, the loop is croppable/training.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -53,7 +54,10 @@ class LinkPrediction(nn.Module):
         n3_balance: Weigh the N3 of a segment by the share of the sizes whose loss reaches it, (K - k) / K for
             segment k of K, to this power. At 0 the late segments, which few losses reach, are
             over-regularised; at 1 every segment feels losses and penalty in the same proportion; 2 also
-            follows the best weight of separate training, which falls with the size (docs/med.md).
+            follows the best weight of separate training, which falls with the size (docs/med.md). With
+            ``reach`` one power of the share is replaced by what then reaches the segment.
+        reach: Factor on the gradient of a size per segment that it goes down (`damped`); 1 is the plain
+            sum. Below 1 every size is scored by itself, which costs the sum of the sizes.
         compiled: "loss": ``torch.compile`` fuses scores and losses after the gather; without a C++ compiler
             this warns once and runs as "none". "auto": against all entities, tile by tile
             (croppable/kge/streaming.py); against negatives on the CPU, kernels that read the table's rows
@@ -63,7 +67,7 @@ class LinkPrediction(nn.Module):
             it (Adagrad, SparseAdam); where `makes_sparse` (croppable/kge/optimizing.py decides).
 
     Raises:
-        ValueError: If ``compiled`` is unknown.
+        ValueError: If ``compiled`` is unknown or ``reach`` is not from 0 to 1.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class LinkPrediction(nn.Module):
         *,
         n3: float = 0.0,
         n3_balance: float = 2.0,
+        reach: float = 1.0,
         compiled: Compiled = "none",
         sparse: bool = False,
     ) -> None:
@@ -81,7 +86,9 @@ class LinkPrediction(nn.Module):
             raise ValueError(f"compiled must be one of {', '.join(get_args(Compiled))}, got {compiled!r}")
         self.nested = Nested(model, model.sizes)
         self.objective = objective
-        self.n3, self.n3_balance = n3, n3_balance
+        if not 0 <= reach <= 1:
+            raise ValueError(f"reach must be from 0 to 1, got {reach}")
+        self.n3, self.n3_balance, self.reach = n3, n3_balance, reach
         self.compiled: Compiled = compiled
         self.sparse = sparse
         self._compiled_loss: Callable[..., dict[str, Tensor]] | None = None
@@ -94,10 +101,15 @@ class LinkPrediction(nn.Module):
         return model
 
     @property
+    def sums(self) -> bool:
+        """Whether a size's score is the next smaller one's plus a segment: streaming and kernels need it."""
+        return self.model.relations == "shared" and self.reach == 1
+
+    @property
     def makes_sparse(self) -> bool:
         """Whether negatives give the entity table a sparse gradient where ``sparse`` asks for it."""
         kernels = import_kernels("croppable.kge.compiled_step") if self.compiled == "auto" else None
-        if kernels is None or self.n3:
+        if kernels is None or self.n3 or not self.sums:
             return False
         return bool(kernels.supports(self.model.function, self.model.entity, self.objective))
 
@@ -121,7 +133,7 @@ class LinkPrediction(nn.Module):
         Returns:
             Scalars: "loss" and its parts.
         """
-        if self.compiled == "auto":
+        if self.compiled == "auto" and self.sums:
             if negatives is None:
                 losses = self._streamed(anchor, relation, target, side)
             else:
@@ -175,13 +187,13 @@ class LinkPrediction(nn.Module):
         side: Side | Tensor,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
         sizes = self.nested.sizes
-        scores = self.model.score_rows(sizes, anchor, relation, candidates, side=side)
+        score = partial(self.model.score_rows, sizes, anchor, relation, side=side, reach=self.reach)
+        scores = score(candidates)
         if answers is None:
             answers = candidates[:, 0]
         if shared is not None:
             scores = scores.masked_fill(shared == target[:, None], MASKED)
-            own = self.model.score_rows(sizes, anchor, relation, answers[:, None], side=side)
-            scores = torch.cat([own, scores], -1)
+            scores = torch.cat([score(answers[:, None]), scores], -1)
         true_column = target if against_all else torch.zeros_like(target)
         return scores, true_column, (anchor, relation, answers)
 
@@ -189,15 +201,29 @@ class LinkPrediction(nn.Module):
         scores, true_column, rows = self._scores_of_rows(*gathered)
         return self.penalised(self.objective.terms(scores, true_column), *rows)
 
-    def penalised(self, losses: dict[str, Tensor], *rows: Tensor) -> dict[str, Tensor]:
+    def penalised(
+        self, losses: dict[str, Tensor], anchor: Tensor, relation: Tensor, answer: Tensor
+    ) -> dict[str, Tensor]:
         """Add N3 of the rows of anchors, relations and answers to "loss"."""
         if not self.n3:
             return losses
         sizes = self.nested.sizes
-        share = [((len(sizes) - k) / len(sizes)) ** self.n3_balance for k in range(len(sizes))]
-        cubes = torch.stack([segment_n3(part, sizes) for part in rows])
-        penalty = self.n3 * (cubes @ torch.tensor(share, dtype=cubes.dtype, device=cubes.device)).sum()
-        return {**losses, "n3": penalty, "loss": losses["loss"] + penalty}
+        count = len(sizes)
+        share = anchor.new_tensor([(count - k) / count for k in range(count)])
+        reached = torch.stack([(self.reach ** torch.arange(count - k)).sum() for k in range(count)])
+        entities = share ** (self.n3_balance - 1) * reached.to(share) / count
+        cubes = segment_n3(anchor, sizes) + segment_n3(answer, sizes)
+        penalty = (entities * cubes).sum() + self._relation_n3(relation, entities, share)
+        return {**losses, "n3": self.n3 * penalty, "loss": losses["loss"] + self.n3 * penalty}
+
+    def _relation_n3(self, rows: Tensor, shared: Tensor, share: Tensor) -> Tensor:
+        """N3 of relations: as entities where sizes share them, else each size's own dims by its own loss."""
+        sizes = self.nested.sizes
+        if self.model.relations == "shared":
+            return (shared * segment_n3(rows, sizes)).sum()
+        own = share ** (self.n3_balance - 1) / len(sizes)
+        cubes = torch.stack([segment_n3(each, sizes) for each in rows])
+        return (cubes.tril() * own).sum()
 
     def _streamed(
         self, anchor: Tensor, relation: Tensor, target: Tensor, side: Side | Tensor

@@ -276,6 +276,8 @@ def embeddings(
     if kind not in ("entity", "relation"):
         raise ValueError(f"kind must be 'entity' or 'relation', got {kind!r}")
     table: Tensor = getattr(model, kind)
+    if kind == "relation" and model.relations == "own":
+        table = table[-1]
     rows = table.detach().flatten(1).cpu().clone()
     if not labels:
         return rows

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from croppable.kge.scores import Score, Side
 
-__all__ = ["prefix_scores", "prefix_sums", "scores_at", "segment_terms"]
+__all__ = ["damped", "prefix_scores", "prefix_sums", "scores_at", "segment_terms"]
 
 
 def scores_at(
@@ -61,6 +61,26 @@ def prefix_sums(terms: Tensor, sizes: Sequence[int]) -> Tensor:
     if chosen != list(range(sums.shape[-1])):
         sums = sums[..., chosen]
     return sums.movedim(-1, 0)
+
+
+def damped(rows: Tensor, sizes: Sequence[int], reach: float, parts: int) -> Tensor:
+    """Return the rows as they are, with less gradient the further a segment is below the last size.
+
+    The gradient of segment j of K is multiplied by reach^(K - j): 1 in the last segment, reach in the one
+    before. At 0 a size trains its own segment alone and takes what smaller sizes have learnt as given.
+
+    Args:
+        rows: ``[..., d]``, or ``[..., d, parts]`` where parts is more than one.
+        sizes: Ascending, the last is d.
+        reach: From 0 to 1.
+        parts: Reals per dim.
+    """
+    widths = [b - a for a, b in zip((0, *sizes), sizes, strict=False)]
+    factors = [reach ** (len(sizes) - k) for k in range(1, len(sizes) + 1)]
+    per_dim = torch.tensor(factors, dtype=rows.dtype, device=rows.device).repeat_interleave(
+        torch.tensor(widths, device=rows.device)
+    )
+    return torch.lerp(rows.detach(), rows, per_dim if parts == 1 else per_dim[:, None])
 
 
 def prefix_scores(

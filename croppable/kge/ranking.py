@@ -110,6 +110,8 @@ def rank_triples(
     wanted = validate_sizes(wanted, wanted[-1] if wanted and wanted[-1] <= full else full)
     triples = _checked(triples, model, known)
     count = (_compiled_count(model) if compiled else None) or count_reference
+    if compiled and getattr(model, "relations", "shared") == "own":
+        count = _count_each
     with torch.no_grad(), _evaluating(model), _progress_bar(progress, 2 * len(triples)) as bar:
         task = (wanted, known, batch_size, candidate_chunk, bar.update)
         counts = [count(model, triples, side, *task) for side in SIDES]
@@ -148,6 +150,21 @@ def count_reference(
         )
         advance(len(batch))
     greater_KT, equal_KT = (torch.cat(batches, 1) for batches in zip(*counts, strict=True))
+    return greater_KT, equal_KT
+
+
+def _count_each(
+    model: Any, triples: Tensor, side: str, sizes: tuple[int, ...], *task: Any
+) -> tuple[Tensor, Tensor]:
+    """Count size by size, where sizes share no sums: each alone is a model that the kernel may rank."""
+    *options, advance = task
+    counts = []
+    for size in sizes:
+        alone = model.alone(size)
+        count: Callable[..., tuple[Tensor, Tensor]] = _compiled_count(alone) or count_reference
+        counts.append(count(alone, triples, side, (size,), *options, lambda _: None))
+    advance(len(triples))
+    greater_KT, equal_KT = (torch.cat(each) for each in zip(*counts, strict=True))
     return greater_KT, equal_KT
 
 

@@ -48,7 +48,7 @@ def supports(model: object) -> bool:
 
     A size's calibration must leave the order of scores alone, so its numbers must be ordinary ones.
     """
-    if not isinstance(model, KGEModel) or type(model.function) not in STEPS:
+    if not isinstance(model, KGEModel) or type(model.function) not in STEPS or model.relations != "shared":
         return False
     calibration = [p for name, p in model.named_parameters() if name not in ("entity", "relation")]
     ordinary = all(bool((p.abs() < 80).all()) for p in calibration)  # exp(+-80) is normal in float32
