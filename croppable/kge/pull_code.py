@@ -92,7 +92,7 @@ def _pull_code(kind: int) -> Callable[..., Any]:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             data = [data_of(context, builder, signature.args[i], arguments[i]) for i in range(7)]
             width = ir.Constant(ir.IntType(64), PERMUTED)
-            with cgutils.for_range(builder, arguments[7]) as loop:  # type: ignore[no-untyped-call]
+            with cgutils.for_range(builder, arguments[7]) as loop:
                 first = builder.load(builder.gep(data[5], [loop.index]))
                 at = builder.mul(loop.index, width)
                 weight = permuted(builder, data[4], first, data[6], at)
