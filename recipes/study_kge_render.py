@@ -230,7 +230,7 @@ def complexity(folder: Path) -> list[str]:
         text += [
             "## Time and space\n",
             "E entities, R relations, p floats per dim, D dims, n sizes d_1 < ... < d_n = D, B queries "
-            "against N candidates. Parameters: (E + R) p D for all sizes together, (E + R) p Σ d_i for separate "
+            "against N candidates. Parameters: (E + R) p D for all sizes, (E + R) p Σ d_i for separate "
             "models. Additions of a step: B N p Σ d_i for separate training or a loop over sizes, "
             "B N (p D + n) in one pass; scores in memory: B N n. So n sizes in one pass cost "
             "(p D + n) / (p D + 1) of one size, and separate training Σ d_i / D of it.\n",
