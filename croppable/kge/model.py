@@ -274,7 +274,10 @@ class KGEModel(nn.Module):
         """
         form, rows = self.form(side), (anchor_rows, relation_rows, candidate_rows)
         if self.relations == "own" or reach != 1:
-            raw = torch.stack([self._score_at(size, *rows, form, reach) for size in sizes])
+            each = (self.rows_at(size, *rows, reach) for size in sizes)
+            raw = torch.stack(
+                [scores_at(self.function, s, *some, form) for s, some in zip(sizes, each, strict=True)]
+            )
         else:
             raw = prefix_scores(self.function, sizes, *rows, form)
         if self.calibration == "none":
@@ -282,10 +285,10 @@ class KGEModel(nn.Module):
         scale, shift = self.calibrate(sizes)
         return raw * scale[:, None, None] + shift[:, None, None]
 
-    def _score_at(
-        self, size: int, anchor: Tensor, relation: Tensor, candidates: Tensor, form: Side, reach: float
-    ) -> Tensor:
-        """Score rows at one size, ``[B, N]``; the gradient of rows that smaller sizes share is damped."""
+    def rows_at(
+        self, size: int, anchor: Tensor, relation: Tensor, candidates: Tensor, reach: float = 1.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Take rows from `lookup` at one of ``sizes``, the gradient of those that sizes share `damped`."""
         place, function = self.sizes.index(size), self.function
         anchor, candidates = (_first(x, size, function.entity_parts) for x in (anchor, candidates))
         own = self.relations == "own"
@@ -294,7 +297,7 @@ class KGEModel(nn.Module):
             cuts = self.sizes[: place + 1]
             anchor, candidates = (damped(x, cuts, reach, function.entity_parts) for x in (anchor, candidates))
             relation = relation if own else damped(relation, cuts, reach, function.relation_parts)
-        return scores_at(function, size, anchor, relation, candidates, form)
+        return anchor, relation, candidates
 
 
 def _first(rows: Tensor, size: int, parts: int) -> Tensor:

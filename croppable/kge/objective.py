@@ -133,6 +133,10 @@ class LinkPrediction(nn.Module):
         Returns:
             Scalars: "loss" and its parts.
         """
+        if self.compiled == "auto" and not self.sums and negatives is None:
+            losses = self._streamed_each(anchor, relation, target, side)
+            if losses is not None:
+                return losses
         if self.compiled == "auto" and self.sums:
             if negatives is None:
                 losses = self._streamed(anchor, relation, target, side)
@@ -241,6 +245,28 @@ class LinkPrediction(nn.Module):
             model.function, objective, query, model.entity, target, *model.calibrate(sizes)
         )
         return self.penalised(losses, own, relation_rows, rows[len(anchor) :]) if self.n3 else losses
+
+    def _streamed_each(
+        self, anchor: Tensor, relation: Tensor, target: Tensor, side: Side | Tensor
+    ) -> dict[str, Tensor] | None:
+        """As `_streamed` where sizes share no sums, size after size: for losses without neighbours."""
+        model, objective, sizes = self.model, self.objective, self.nested.sizes
+        apart = not (objective.mutual or objective.distill)
+        if not (apart and streaming.supports(model.function, objective)):
+            return None
+        rows = model.lookup(torch.cat([anchor, target]), relation, None, side)
+        own, relation_rows, answers = rows[0][: len(anchor)], rows[1], rows[0][len(anchor) :]
+        losses = []
+        for size, *calibration in zip(sizes, *model.calibrate(sizes), strict=True):
+            some, asked, table = model.rows_at(size, own, relation_rows, model.entity, self.reach)
+            query = model.function.query(some, asked, model.form(side))
+            found = streaming.streamed_softmax(
+                model.function, (size,), query, table, target, *(c[None] for c in calibration)
+            )
+            losses.append(found.log_sum[0] - found.own[0])
+        zero = own.new_zeros(())
+        reduced = objective.reduce(objective.improve(torch.stack(losses)), zero, zero)
+        return self.penalised(reduced, own, relation_rows, answers)
 
     def _by_kernels(
         self, anchor: Tensor, relation: Tensor, target: Tensor, negatives: Tensor, side: Side | Tensor
