@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +20,7 @@ from croppable.kge.baselines import extract, magnitude, reordered
 from croppable.kge.distillation import DistilledLinkPrediction
 from croppable.kge.model import KGEModel
 
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "kge.py"
 SIZES = [2, 4, 8]
 EXTRACTED = ["ext", "ext-l", "ext-v", "pca"]
 DISTILLED = ["bkd", "ta", "dualde"]
@@ -280,3 +283,17 @@ def test_pca_needs_no_permission_where_the_scores_stay(run: Run, overall: Overal
     ext, pca = overall(tmp_path / "ext"), overall(tmp_path / "pca")
     assert pca[8, "mrr"] == pytest.approx(ext[8, "mrr"], abs=1e-3)
     assert pca[2, "mrr"] != ext[2, "mrr"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_teacher_in_its_second_stage(
+    arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    given = arguments(tmp_path / "out", objective="dualde", per_device_train_batch_size=8)
+    launch = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(
+        [*launch, str(RECIPE), *given], env=environment, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    assert {row["size"] for row in rows_of(tmp_path / "out")} == set(SIZES)
