@@ -20,13 +20,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from benchmark_kge_grids import GRIDS, Cell
-from benchmark_kge_render import read_results, render, validation
+from benchmark_kge_render import NOT_SETTINGS, read_results, render, validation
+from kge_config import parse_config
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "kge"
@@ -131,6 +132,22 @@ class Runner:
                 self.run(cell)
         raise CellError(f"{cell.name} left no model in {output}")
 
+    def outdated(self, cell: Cell) -> list[str]:
+        """Return the settings in which the kept result of a cell differs from what would run now."""
+        kept = json.loads(self.result_path(cell).read_text(encoding="utf-8"))["config"]
+        flags = [*cell.line.flags, *self.extra, "--seed", str(cell.seed), "--output_dir", str(self.scratch),
+                 "--overwrite_output_dir"]  # fmt: skip
+        now = json.loads(json.dumps(asdict(parse_config(flags, ""))))
+        keys = [key for key in kept if key in now and key not in {*PRIVATE, *NOT_SETTINGS}]
+        return [f"{key} {kept[key]}, now {now[key]}" for key in keys if kept[key] != now[key]]
+
+    def state(self, cell: Cell) -> str:
+        """Say whether a cell is missing, or kept, and if so whether its settings have changed since."""
+        if not self.result_path(cell).exists():
+            return "missing"
+        changed = self.outdated(cell)
+        return f"kept, with other settings ({'; '.join(changed)})" if changed else "kept"
+
     def full_score(self, cell: Cell) -> float | None:
         """Return the validation MRR of a cell at its largest size, None where it is not known."""
         path = self.result_path(cell)
@@ -194,7 +211,7 @@ def run_cells(runner: Runner, cells: Iterable[Cell], *, overwrite: bool = False)
     cells, failed = list(cells), []
     for i, cell in enumerate(cells, 1):
         kept = runner.result_path(cell).exists() and not overwrite
-        print(f"[{i}/{len(cells)}] {cell.name}: {'kept' if kept else 'running'}", flush=True)
+        print(f"[{i}/{len(cells)}] {cell.name}: {runner.state(cell) if kept else 'running'}", flush=True)
         if kept:
             continue
         try:
@@ -262,8 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     if options.action == "list":
         for cell in cells:
-            kept = "kept" if runner.result_path(cell).exists() else "missing"
-            print(f"{cell.name:<44} {kept:<8} {' '.join(cell.line.flags)}")
+            print(f"{cell.name:<44} {' '.join(cell.line.flags)}\n    {runner.state(cell)}")
         return 0
     return run_cells(runner, cells, overwrite=options.overwrite)
 

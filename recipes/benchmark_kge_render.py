@@ -39,10 +39,11 @@ def read_results(folder: Path) -> dict[str, dict[str, list[Result]]]:
             continue
         found[result["grid"]][result["line"]].append(result)
     order = [*(name for name in KNOWN if name in found), *(name for name in found if name not in KNOWN)]
-    return {name: dict(sorted(found[name].items(), key=lambda x: _place(name, x[0]))) for name in order}
+    return {name: dict(sorted(found[name].items(), key=lambda x: place(name, x[0]))) for name in order}
 
 
-def _place(grid: str, name: str) -> int:
+def place(grid: str, name: str) -> int:
+    """Return which line of its grid a name is; lines that are none any more come last."""
     names = [line.name for line in KNOWN[grid].lines] if grid in KNOWN else []
     return names.index(name) if name in names else len(names)
 

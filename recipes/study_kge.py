@@ -169,8 +169,9 @@ def run_convergence(study: Study) -> int:
                 chosen = result.get("chosen", {})
                 own = {size: curve for size, curve in _curves(found[grid], result, chosen).items() if curve}
                 if own:
-                    curves.append({"grid": grid, "family": family, "title": line_of(result).title,
-                                   "seed": result["seed"], "curves": own})  # fmt: skip
+                    about = {key: result[key] for key in ("seed", "config")}
+                    title = line_of(result).title
+                    curves.append({"grid": grid, "family": family, "title": title, **about, "curves": own})
     if not curves:
         print(f"no validation curves in {study.benchmark.results}: run recipes/benchmark_kge.py first",
               file=sys.stderr)  # fmt: skip

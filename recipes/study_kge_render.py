@@ -6,11 +6,12 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from benchmark_kge_grids import NAMES
-from benchmark_kge_render import Result, budget, cell_text, line_of, metric_table, read_results, values
+from benchmark_kge_render import Result, budget, cell_text, line_of, metric_table, place, read_results, values
 from study_kge_grids import ABLATION, ABLATION_SAMPLED, GAP
 from study_kge_measure import RIGHT, epochs_to
 
@@ -21,9 +22,10 @@ NEAR = 0.99  # of the best validation MRR: converged
 
 
 def read_measured(folder: Path, kind: str) -> list[Measured]:
-    """Return what a study measured, in the order of the file names."""
-    found = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{kind}*.json")))
-    return [content for content in found if content.get("study", "").split("-")[0] == kind]
+    """Return what a study measured, in the order of the lines of its grids."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{kind}*.json"))]
+    own = [content for content in found if content.get("study", "").split("-")[0] == kind]
+    return sorted(own, key=lambda content: place(content.get("grid", ""), content.get("line", "")))
 
 
 def plot_curves(
@@ -55,7 +57,7 @@ def picture(text: str, folder: Path, name: str) -> str:
 
 def differences(lines: Mapping[str, Sequence[Result]]) -> list[str]:
     """Write how much MRR every line wins or loses against the first, on the same seeds."""
-    (_, first), *others = lines.items()
+    (reference, first), *others = lines.items()
     by_seed = {result["seed"]: values([result], "mrr") for result in first}
     sizes = list(values(first, "mrr"))
     rows = []
@@ -66,7 +68,7 @@ def differences(lines: Mapping[str, Sequence[Result]]) -> list[str]:
                 if size in by_seed.get(result["seed"], {}):
                     gaps[size].append(value - by_seed[result["seed"]][size][0])
         rows.append([title, *(f"{statistics.mean(gaps[s]):+.4f}" if gaps[s] else "" for s in sizes)])
-    return table(["mrr, difference", *sizes], rows)
+    return table([f"mrr, difference to {reference}", *sizes], rows)
 
 
 def ablation(folder: Path) -> list[str]:
@@ -158,11 +160,13 @@ def overlap(folder: Path) -> list[str]:
         groups = [("", one["all"]), ("", one["category"]), ("answer in training: ", one["frequency"])]
         text += table(head, [[prefix + row["group"], row["queries"], *shares(row["right_from"])]
                              for prefix, rows in groups for row in rows])  # fmt: skip
-        only = {row["group"]: dict(zip(sizes, map(float, shares(row["right_from"])), strict=False))
-                for row in one["category"]}  # fmt: skip
+        right = {}
+        for row in one["category"]:
+            counts = accumulate(row["right_from"][:-1])
+            right[row["group"]] = {s: 100 * c / row["queries"] for s, c in zip(sizes, counts, strict=True)}
         name = f"overlap-{one['grid']}-{one['line']}-{one['seed']}"
-        plot_lines(folder / f"{name}.png", only, ylabel="% right from this size on", title=title)
-        text += [picture("share right from a size on, by category", folder, name)]
+        plot_lines(folder / f"{name}.png", right, ylabel="% right here and at all larger sizes", title=title)
+        text += [picture("share right at a size and all larger ones, by category", folder, name)]
     return text
 
 

@@ -337,7 +337,14 @@ def test_bad_flags_are_one_clear_line(bench: ModuleType, capsys: Any) -> None:
 def test_cells_are_listed_with_their_flags(bench: ModuleType, tmp_path: Path, capsys: Any) -> None:
     assert bench.main(["list", "--grid", "umls", "--lines", "med", "--results", str(tmp_path)]) == 0
     line = " ".join(capsys.readouterr().out.split())
-    assert line.startswith("umls-med-0 missing --objective med --preset codex-s-complex-med --sizes 2 4 8")
+    assert line.startswith("umls-med-0 --objective med --preset codex-s-complex-med --sizes 2 4 8")
+    assert line.endswith("--n3 0.01 missing")
+    write(tmp_path, result("med", {2: 0.5}, mutual=0.7, teacher=None))
+    bench.main(["list", "--grid", "umls", "--lines", "med", "--results", str(tmp_path)])
+    now = bench.parse_config(
+        ["--preset", "codex-s-complex-med", "--output_dir", str(tmp_path / "x")], ""
+    ).mutual
+    assert capsys.readouterr().out.endswith(f"kept, with other settings (mutual 0.7, now {now})\n")
 
 
 @pytest.mark.slow
