@@ -177,7 +177,7 @@ def test_training_learns(run: Run, overall: Overall, tmp_path: Path) -> None:
     losses = [
         row["loss"] for row in json.loads((tmp_path / "out" / "history.json").read_text()) if "loss" in row
     ]
-    assert losses[-1] < 0.6 * losses[0]
+    assert sum(losses[-3:]) < 0.75 * sum(losses[:3])  # of single noisy batches
 
 
 @pytest.mark.parametrize(
@@ -192,8 +192,11 @@ def test_training_learns(run: Run, overall: Overall, tmp_path: Path) -> None:
          "calibration": "affine"},
         {"model": "pairre", "negatives": "uniform", "filter_negatives": True, "distill": 0.5},
         {"model": "simple", "early_stopping_patience": 1, "mixed_precision": "bf16"},
+        {"relations": "own", "reach": 0.25, "mutual": 0, "w1": 0, "w3": 0},
+        {"model": "rotate", "loss": "bce", "negatives": "uniform", "relations": "own", "n3": 0},
     ],
-    ids=["nested", "rotate-uniform-adam", "transe-shared-paper", "pairre-filtered", "simple-bf16"],
+    ids=["nested", "rotate-uniform-adam", "transe-shared-paper", "pairre-filtered", "simple-bf16",
+         "own-reach", "rotate-own"],
 )  # fmt: skip
 def test_every_kind_of_training_runs_to_its_end(
     run: Run, overall: Overall, tmp_path: Path, settings: dict[str, Any]
