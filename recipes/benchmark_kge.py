@@ -6,8 +6,8 @@ python recipes/benchmark_kge.py render
 
 A cell is a line of a grid (recipes/benchmark_kge_grids.py) with a seed. Its result is one JSON file in
 docs/results/kge/; a cell whose file exists is not run again, and one that was interrupted goes on, so a grid
-can be stopped at any time. A cell that fails is reported at the end and the others run. ``render``
-(recipes/benchmark_kge_render.py) writes docs/results/kge.md, its pictures and the summary in docs/results.md.
+can be stopped at any time. A cell that fails is reported at the end and the others run. ``render``, which
+follows every cell, writes docs/results/kge.md, its pictures and the summary in docs/results.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -206,8 +206,21 @@ def write_result(path: Path, result: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
-def run_cells(runner: Runner, cells: Iterable[Cell], *, overwrite: bool = False) -> int:
-    """Run the cells that have no result yet; return the exit status, 1 if any failed."""
+def run_cells(
+    runner: Runner,
+    cells: Iterable[Cell],
+    *,
+    overwrite: bool = False,
+    finished: Callable[[], None] = lambda: None,
+) -> int:
+    """Run the cells that have no result yet; return the exit status, 1 if any failed.
+
+    Args:
+        runner: Runs them.
+        cells: In this order.
+        overwrite: Run those that have a result as well, from scratch.
+        finished: Called after every cell that ran to its end.
+    """
     cells, failed = list(cells), []
     for i, cell in enumerate(cells, 1):
         kept = runner.result_path(cell).exists() and not overwrite
@@ -216,12 +229,14 @@ def run_cells(runner: Runner, cells: Iterable[Cell], *, overwrite: bool = False)
             continue
         try:
             runner.run(cell, fresh=overwrite)
-        except CellError as error:
+        except (CellError, OSError, ValueError) as error:
             failed.append(cell.name)
             print(f"{cell.name} failed: {error}", file=sys.stderr, flush=True)
         except KeyboardInterrupt:
             print("interrupted; the same command goes on from here", file=sys.stderr)
             return INTERRUPTED
+        else:
+            finished()
     if failed:
         print(f"{len(failed)} of {len(cells)} cells failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
@@ -260,8 +275,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="one JSON per cell")
     add_run_flags(parser)
     options = parse_run_flags(parser, arguments)
-    if options.action == "render":
+
+    def write_page() -> None:
         render(read_results(options.results), options.results)
+
+    if options.action == "render":
+        write_page()
         return 0
     if options.extra and options.results == RESULTS and options.action == "run":
         parser.error("flags for every cell make other tables: give them another --results")
@@ -281,7 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
         for cell in cells:
             print(f"{cell.name:<44} {' '.join(cell.line.flags)}\n    {runner.state(cell)}")
         return 0
-    return run_cells(runner, cells, overwrite=options.overwrite)
+    return run_cells(runner, cells, overwrite=options.overwrite, finished=write_page)
 
 
 if __name__ == "__main__":

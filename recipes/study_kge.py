@@ -79,6 +79,11 @@ class Study:
             if options.lines is None or some.name in options.lines
         ]
 
+    def train(self, cells: list[Cell]) -> int:
+        """Run cells, and write the page after each of them; return the exit status."""
+        page = partial(render, self.own.results)
+        return run_cells(self.own, cells, overwrite=self.options.overwrite, finished=page)
+
     def graph(self, cell: Cell) -> KnowledgeGraph:
         """Read the graph of a cell."""
         return read_graph(self.own.data_root / cell.grid.graph)
@@ -115,13 +120,13 @@ def run_ablation(study: Study) -> int:
     """Train ours without each mechanism, for both kinds of loss."""
     wanted = study.options.grid or [ABLATION.name, ABLATION_SAMPLED.name]
     cells = [c for grid in (ABLATION, ABLATION_SAMPLED) if grid.name in wanted for c in study.cells(grid)]
-    return run_cells(study.own, cells, overwrite=study.options.overwrite)
+    return study.train(cells)
 
 
 def run_gap(study: Study) -> int:
     """Train with other neighbours; also measure each model at sizes that it was not trained at."""
     cells = study.cells(GAP)
-    status = run_cells(study.own, cells, overwrite=study.options.overwrite)
+    status = study.train(cells)
     done = [cell for cell in cells if study.own.result_path(cell).exists()]
 
     def crops(models: list[Any], graph: KnowledgeGraph) -> dict[str, Any]:
