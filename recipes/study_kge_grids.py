@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmark_kge_grids import SMALL, Grid, line
 
 SOFTMAX = ("--preset", "codex-s-complex-med", "--eval_epochs", "2")
-SAMPLED = ("--preset", "wn18rr-rotate-med", *SMALL["wn18rr"])
+SAMPLED = ("--preset", "wn18rr-rotate-med", *SMALL["wn18rr", "rotate"])
 EIGHT_SIZES = tuple(2**k for k in range(1, 9))
 
 ABLATION = Grid(
