@@ -48,18 +48,7 @@ def extract(model: KGEModel, sizes: Sequence[int]) -> KGEModel:
     """
     sizes = validate_sizes(sizes, min(sizes[-1], model.size) if sizes else model.size)
     with torch.device("meta"):
-        small = KGEModel(
-            model.num_entities,
-            model.num_relations,
-            sizes,
-            model.score,
-            margin=model.margin,
-            reciprocal=model.reciprocal,
-            calibration=model.calibration,
-            relations=model.relations,
-            init_scale=model.init_scale,
-        )
-    small.labels = model.labels
+        small = model.like(sizes)
     rows = [sum(own < size for own in model.sizes) for size in sizes]  # a crop uses its last row
     tensors = dict(named_tensors(model))
     own = {"relation"} if model.relations == "own" else set()

@@ -41,18 +41,10 @@ def at_sizes(model: KGEModel, sizes: Sequence[int]) -> KGEModel:
         sizes: Ascending; the last is the model's own size.
     """
     with torch.device("meta"):
-        other = KGEModel(
-            model.num_entities,
-            model.num_relations,
-            sizes,
-            model.score,
-            margin=model.margin,
-            reciprocal=model.reciprocal,
-            relations=model.relations,
-        )
+        other = model.like(sizes, calibration="none")
     if other.entity.shape != model.entity.shape:
         raise ValueError(f"sizes must end at the model's own size {model.size}, got {tuple(sizes)}")
-    other.entity, other.relation, other.labels = model.entity, model.relation, model.labels
+    other.entity, other.relation = model.entity, model.relation
     if model.relations == "own" and other.sizes != model.sizes:
         places = [sum(own < size for own in model.sizes) for size in other.sizes]  # as a crop has them
         other.relation = nn.Parameter(model.relation.detach()[places], model.relation.requires_grad)

@@ -115,21 +115,17 @@ class KGEModel(nn.Module):
         """The score function."""
         return SCORES[self.score]
 
+    def like(self, sizes: Sequence[int], **changes: Any) -> Self:
+        """Build a model of ``sizes`` with the other arguments of this one, but for ``changes``."""
+        options = {"margin": self.margin, "reciprocal": self.reciprocal, "calibration": self.calibration,
+                   "relations": self.relations, "init_scale": self.init_scale}  # fmt: skip
+        other = type(self)(self.num_entities, self.num_relations, sizes, self.score, **(options | changes))
+        other.labels = self.labels
+        return other
+
     def resized(self, size: int) -> Self:
         """Build the model of ``size`` dims, with the sizes below it and itself."""
-        small = type(self)(
-            self.num_entities,
-            self.num_relations,
-            (*(s for s in self.sizes if s < size), size),
-            self.score,
-            margin=self.margin,
-            reciprocal=self.reciprocal,
-            calibration=self.calibration,
-            relations=self.relations,
-            init_scale=self.init_scale,
-        )
-        small.labels = self.labels
-        return small
+        return self.like((*(s for s in self.sizes if s < size), size))
 
     def alone(self, size: int) -> Self:
         """Return the model of ``size`` dims with no sizes below it, on the same memory.
@@ -137,19 +133,11 @@ class KGEModel(nn.Module):
         It ranks as a crop to ``size`` does; calibration, which never changes a ranking, is left out.
         """
         with torch.device("meta"):
-            small = type(self)(
-                self.num_entities,
-                self.num_relations,
-                (size,),
-                self.score,
-                margin=self.margin,
-                reciprocal=self.reciprocal,
-            )
+            small = self.like((size,), calibration="none", relations="shared")
         place = sum(s < size for s in self.sizes)
         table = self.relation[place] if self.relations == "own" else self.relation
         small.entity = nn.Parameter(self.entity.detach()[:, :size], requires_grad=False)
         small.relation = nn.Parameter(table.detach()[:, :size], requires_grad=False)
-        small.labels = self.labels
         return small.train(self.training)
 
     @torch.no_grad()
