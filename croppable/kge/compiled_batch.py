@@ -9,7 +9,6 @@ its negatives), W numbers of a row (dims x parts), K sizes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,76 +18,24 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from croppable.kge.compiled_plan import Plan
 from croppable.kge.gradient_kernels import (
     gather_weights,
     group_uses,
     pool_gradients,
     row_gradients,
 )
-from croppable.kge.loss_kernels import (
-    LINEAR,
-    NO_HUBER,
-    RAW_HUBER,
-    RECIPROCAL,
-    SIGMOID_HUBER,
-    STATS,
-    judge,
-    judge_gradients,
-)
+from croppable.kge.loss_kernels import STATS, judge, judge_gradients
 from croppable.kge.pieces import LEAST, cut, on_all_threads
-from croppable.kge.ranking_compiled import STEPS
 from croppable.kge.ranking_kernels import SQUARED
-from croppable.kge.scores import Score, Side
+from croppable.kge.scores import Side
 from croppable.kge.step_kernels import LANES, own_scores, pool_scores, target_scores
-from croppable.kge.vector_code import PERMUTED
-from croppable.med import MED
+from croppable.kge.usual_kernels import judge_usual, weigh_usual
+from croppable.kge.vector_code import PERMUTED, SQUARE
 
-__all__ = ["Batch", "Plan"]
+__all__ = ["Batch"]
 
 PIECE = 2**17  # scores of a piece, half a megabyte
-
-
-class Judging(NamedTuple):
-    """Arguments that `judge` and `judge_gradients` share; see there."""
-
-    sign: np.float32
-    w: np.float32
-    form: int
-    temperature: np.float32
-    huber: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What stays the same from batch to batch.
-
-    Attributes:
-        score: A score that compiled_step.supports accepts.
-        sizes: Ascending, all of them.
-        objective: An objective that compiled_step.supports accepts.
-        sparse: Whether the entity table's gradient holds touched rows only.
-    """
-
-    score: Score
-    sizes: tuple[int, ...]
-    objective: MED
-    sparse: bool = False
-
-    @property
-    def kind(self) -> int:
-        """Which term the kernels sum."""
-        return STEPS[type(self.score)]
-
-    def judging(self, positive: bool, w1: Tensor, w2: Tensor) -> Judging:
-        """Return how positives, or negatives, are judged."""
-        objective = self.objective
-        forms = {"huber": RAW_HUBER, "huber-sigmoid": SIGMOID_HUBER}
-        huber = forms[objective.mutual_form] if objective.mutual else NO_HUBER
-        if positive:
-            form = RECIPROCAL if objective.evolution_form == "reciprocal" else LINEAR
-            return Judging(np.float32(-1), np.float32(float(w1)), form, np.float32(0), huber)
-        temperature = np.float32(objective.adversarial)
-        return Judging(np.float32(1), np.float32(float(w2)), LINEAR, temperature, huber)
 
 
 @lru_cache(maxsize=8)
@@ -108,13 +55,14 @@ class Found(NamedTuple):
         queries: ``[B, W]``.
         pool: ``[C, W]``, or None.
         weights: Of segments, for every use of a row ``[B, A, K']``.
-        calibration: Sums over all scores of the gradient, and of the gradient times the score ``[K, 2]``.
+        calibration: Sums over all scores of the gradient, and of the gradient times the score ``[K, 2]``;
+            None where they are not asked for.
     """
 
     queries: Tensor
     pool: Tensor | None
     weights: Tensor
-    calibration: Tensor
+    calibration: Tensor | None
 
 
 class Batch:
@@ -129,6 +77,7 @@ class Batch:
         strengths: tuple[Tensor, Tensor],
         ids: tuple[Tensor, Tensor, Tensor],
         side: Side,
+        fixed: bool,
     ) -> None:
         """Look the queries up.
 
@@ -140,6 +89,7 @@ class Batch:
             strengths: w1 and w2.
             ids: Anchors, targets and negatives.
             side: The form of the score.
+            fixed: Whether no gradient of the calibration is asked for.
         """
         self.plan, self.entity, self.calibration, self.strengths = plan, entity, calibration, strengths
         self.anchor, self.target, negatives = ids
@@ -155,42 +105,57 @@ class Batch:
         own = self.target[:, None] if self.shared else torch.cat([self.target[:, None], negatives], 1)
         self.own_ids = own.contiguous().numpy()
         batch, sizes = len(queries), len(plan.sizes)
-        self.scores = torch.empty(batch, sizes, negatives.shape[-1])
-        self.own = torch.empty(1, sizes, batch)
-        self.sigma, self.own_sigma = torch.empty_like(self.scores), torch.empty_like(self.own)
-        self.stats, self.own_stats = torch.empty(batch, sizes, STATS), torch.empty(1, sizes, STATS)
-        self.pool = self._transposed_pool() if self.shared else None
+        self.usual = plan.usual(fixed, min(batch, negatives.shape[-1]), *strengths)
+        self.sigma, self.own = torch.empty(batch, sizes, negatives.shape[-1]), torch.empty(1, sizes, batch)
+        self.scores = None if self.usual else torch.empty_like(self.sigma)
+        self.own_sigma, self.own_stats = torch.empty_like(self.own), torch.empty(1, sizes, STATS)
+        self.pool = entity.flatten(1)[self.negatives] if self.shared else None
 
-    def _transposed_pool(self) -> NDArray[Any]:
-        rows = F.pad(self.entity.flatten(1)[self.negatives], (0, 0, 0, -len(self.negatives) % LANES))
+    def _transposed_pool(self, pool: Tensor) -> NDArray[Any]:
+        rows = F.pad(pool, (0, 0, 0, -len(pool) % LANES))
         return rows.view(-1, LANES, rows.shape[1]).transpose(1, 2).contiguous().numpy()
 
     def pieces(self) -> list[tuple[int, int]]:
         """Ranges of queries whose scores stay in the cache."""
-        numbers = (1 + self.scores.shape[-1]) * self.queries.shape[1]
-        return cut(len(self.queries), PIECE // self.scores[0].numel(), numbers)
+        numbers = (1 + self.sigma.shape[-1]) * self.queries.shape[1]
+        return cut(len(self.queries), PIECE // self.sigma[0].numel(), numbers)
 
     def judge(self) -> None:
         """Score and judge all candidates."""
         kind, plan, calibration = self.plan.kind, self.plan, self.calibration.numpy()
-        scores, sigma, stats = self.scores.numpy(), self.sigma.numpy(), self.stats.numpy()
-        targets, negatives = self.target.numpy(), self.negatives.numpy()
+        scores, sigma = None if self.scores is None else self.scores.numpy(), self.sigma.numpy()
+        targets, negatives, pieces = self.target.numpy(), self.negatives.numpy(), self.pieces()
         own = bool(plan.objective.adversarial)
         judging = plan.judging(False, *self.strengths)
+        number = {begin: i for i, (begin, _) in enumerate(pieces)}
+        self.stats = torch.empty(len(pieces) if self.usual else len(sigma), sigma.shape[1], STATS)
+        stats = self.stats.numpy()
+
+        pool = None if self.pool is None else self._transposed_pool(self.pool)
 
         def piece(begin: int, end: int) -> None:
-            queries, out = self.queries[begin:end], scores[begin:end]
+            queries = self.queries[begin:end]
+            out = (
+                np.empty((end - begin, *sigma.shape[1:]), np.float32) if scores is None else scores[begin:end]
+            )
             segments = (self.bounds, calibration)
-            if self.pool is None:
+            if pool is None:
                 own_scores(kind, queries, self.table, negatives[begin:end], *segments, out)
             else:
-                pool_scores(kind, queries, self.pool, negatives, targets[begin:end], *segments, out)
-            judge(out, *judging, own, sigma[begin:end], stats[begin:end])
+                pool_scores(kind, queries, pool, negatives, targets[begin:end], *segments, out)
+            if self.usual:
+                judge_usual(out, judging.sign, judging.w, sigma[begin:end], stats[number[begin]])
+            else:
+                judge(out, *judging, own, sigma[begin:end], stats[begin:end])
             target_scores(kind, self.queries, self.table, targets, *segments, begin, end, self.own[0].numpy())
 
-        on_all_threads(piece, self.pieces())
+        on_all_threads(piece, pieces)
         judging = plan.judging(True, *self.strengths)
-        judge(self.own.numpy(), *judging, True, self.own_sigma.numpy(), self.own_stats.numpy())
+        own_scored, own_sigma, own_stats = (t.numpy() for t in (self.own, self.own_sigma, self.own_stats))
+        if self.usual:
+            judge_usual(own_scored, judging.sign, judging.w, own_sigma, own_stats[0])
+        else:
+            judge(own_scored, *judging, True, own_sigma, own_stats)
         self.sums, self.own_sums = self.stats.sum(0, dtype=torch.float64), self.own_stats[0].double()
 
     def losses(self) -> tuple[Tensor, Tensor]:
@@ -206,7 +171,8 @@ class Batch:
         sums = self.stats[..., 1] * len(self.stats) if adversarial else self.sums[None, :, 1]
         factors, own_factors = by_improvement / sums, by_improvement / self.own_sums[None, :, 1]
         pulls = F.pad(by_mutual, (1, 0))
-        found = self._weights(factors.float(), own_factors.float(), pulls)
+        weigh = self._usual_weights if self.usual else self._weights
+        found = weigh(factors.float(), own_factors.float(), pulls)
         ids = [torch.from_numpy(self.own_ids).flatten(), self.anchor]
         if self.shared:
             ids.append(self.negatives)
@@ -221,16 +187,43 @@ class Batch:
             by_entity = torch.sparse_coo_tensor(
                 touched[None], by_entity, self.entity.shape, is_coalesced=True, check_invariants=False
             )
-        by_shift, moment = found.calibration.unbind(-1)
-        scale, shift = self.calibration
-        by_scale = (moment - shift * by_shift) / scale
-        by_w1 = (by_improvement * _by_strength(self.own_sums)).sum()
+        by_w1 = (by_improvement * _by_strength(self.own_sums)).sum().float()
         by_negatives = _by_strength(self.stats).mean(0) if adversarial else _by_strength(self.sums)
-        by_w2 = (by_improvement * by_negatives).sum()
-        floats = (g.float() for g in (by_scale, by_shift, by_w1, by_w2))
-        return by_entity, inner[1], *floats
+        by_w2 = (by_improvement * by_negatives).sum().float()
+        return by_entity, inner[1], *self._by_calibration(found.calibration), by_w1, by_w2
+
+    def _by_calibration(self, sums: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients of scale and shift."""
+        if sums is None:
+            return None, None
+        scale, shift = self.calibration
+        by_shift, moment = sums.unbind(-1)
+        return ((moment - shift * by_shift) / scale).float(), by_shift.float()
+
+    def _usual_weights(self, factors: Tensor, own_factors: Tensor, pulls: Tensor) -> Found:
+        """As `_weights`, where scores are known no more."""
+        (batch, sizes, count), plan = self.sigma.shape, self.plan
+        padded = sizes + -sizes % SQUARE
+        pulls = pulls if plan.objective.mutual else torch.zeros_like(pulls)
+        slopes, weights = torch.zeros(2, 3, padded), torch.empty(batch, 1 + count, padded)
+        for own, by_loss, slope in ((True, own_factors[0], slopes[0]), (False, factors[0], slopes[1])):
+            scale = self.calibration[0] * float(plan.judging(own, *self.strengths).sign)
+            slope[0, :sizes] = by_loss * scale
+            slope[1, :sizes] = 0 if plan.objective.teach_down else pulls * scale
+            slope[2, : sizes - 1] = pulls[1:] * scale[:-1]
+        out, sigma, stride = weights.view(-1).numpy(), self.sigma.numpy(), (1 + count) * padded
+        w1, w2 = (np.float32(float(w)) for w in self.strengths)
+        weigh_usual(self.own_sigma.numpy(), w1, slopes[0].numpy(), out, 0, 0, stride)
+
+        def piece(begin: int, end: int) -> None:
+            start = begin * stride + padded
+            weigh_usual(sigma[begin:end], w2, slopes[1].numpy(), out, start, stride, padded)
+
+        on_all_threads(piece, self.pieces())
+        return self._through_pool(weights, None)
 
     def _weights(self, factors: Tensor, own_factors: Tensor, pulls: Tensor) -> Found:
+        assert self.scores is not None
         plan, kind, teach_down = self.plan, self.plan.kind, self.plan.objective.teach_down
         batch, sizes, count = self.scores.shape
         shared = (pulls.numpy(), self.calibration.numpy(), kind == SQUARED)
@@ -241,9 +234,7 @@ class Batch:
         )  # fmt: skip
         judging = plan.judging(False, *self.strengths)
         per_query = [t.numpy() for t in (self.scores, self.sigma, self.stats)]
-        moments, by_query = torch.empty(batch, sizes, 2), torch.zeros(self.queries.shape)
-        weights = torch.empty(batch, self.own_ids.shape[1], max(PERMUTED, sizes))
-        by_pools: dict[int, NDArray[Any]] = {}
+        moments, weights = torch.empty(batch, sizes, 2), torch.empty(batch, 1 + count, max(PERMUTED, sizes))
 
         def piece(begin: int, end: int) -> None:
             scores, sigma, stats = (array[begin:end] for array in per_query)
@@ -253,20 +244,28 @@ class Batch:
                 scores, *judging, teach_down, sigma, stats, factor, *shared, gradients,
                 moments.numpy()[begin:end],
             )  # fmt: skip
-            if self.pool is not None:
-                by_pools[begin] = np.zeros_like(self.pool)
-                queries, out = self.queries[begin:end], by_query.numpy()[begin:end]
-                pool_gradients(kind, queries, self.pool, self.bounds, gradients, out, by_pools[begin])
-                gradients = np.empty((end - begin, sizes, 0), np.float32)
             gather_weights(gradients, own_gradients[0].numpy(), begin, weights.numpy()[begin:end])
 
         on_all_threads(piece, self.pieces())
-        by_pool = None
-        if self.pool is not None:
-            total = torch.from_numpy(np.sum([by_pools[begin] for begin in sorted(by_pools)], 0))
-            by_pool = total.transpose(1, 2).flatten(0, 1)[:count]
         sums = moments.sum(0, dtype=torch.float64) + own_moments[0]
-        return Found(by_query, by_pool, weights, sums)
+        return self._through_pool(weights, sums)
+
+    def _through_pool(self, weights: Tensor, calibration: Tensor | None) -> Found:
+        """Let the queries and the candidates that they share pull at each other."""
+        by_query = torch.zeros(self.queries.shape)
+        if self.pool is None:
+            return Found(by_query, None, weights, calibration)
+        pieces = cut(len(by_query), -(-len(by_query) // torch.get_num_threads()), self.pool.numel())
+        numbers, by_pools = self.pool.numpy(), torch.zeros(len(pieces), *self.pool.shape)
+
+        def piece(begin: int, end: int) -> None:
+            pool_gradients(
+                self.plan.kind, self.queries[begin:end], numbers, weights.numpy()[begin:end], self.firsts,
+                self.places, by_query.numpy()[begin:end], by_pools[pieces.index((begin, end))].numpy(),
+            )  # fmt: skip
+
+        on_all_threads(piece, pieces)
+        return Found(by_query, by_pools.sum(0), weights[:, :1].contiguous(), calibration)
 
     def _through_rows(self, ids: Tensor, found: Found) -> tuple[Tensor | None, Tensor]:
         """Return the touched rows, None for all, with their gradients; add to those of the queries.

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from croppable.kge.compiled_batch import Batch, Plan
+from croppable.kge.compiled_batch import Batch
+from croppable.kge.compiled_plan import Plan
 from croppable.kge.ranking_compiled import STEPS
 from croppable.kge.scores import Score, Side
 from croppable.med import MED
@@ -110,7 +111,8 @@ class _Binary(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Judge the batch."""
         calibration = torch.stack([scale, shift])
-        batch = Batch(plan, entity, relation_rows, calibration, (w1, w2), ids, side)
+        fixed = not any(ctx.needs_input_grad[2:4])
+        batch = Batch(plan, entity, relation_rows, calibration, (w1, w2), ids, side, fixed)
         batch.judge()
         ctx.batch = batch
         return batch.losses()

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from croppable.kge.pull_code import pull_absolute, pull_modulus, pull_product, pull_squared
 from croppable.kge.ranking_kernels import ABSOLUTE, PRODUCT, SQUARED
-from croppable.kge.step_kernels import LANES, TINY, Floats, Ints, Number
-from croppable.kge.vector_code import PERMUTED, SQUARE, cached, part, prefetch, span, sum_part, turn
+from croppable.kge.step_kernels import TINY, Floats, Ints
+from croppable.kge.vector_code import PERMUTED, SQUARE, cached, part, prefetch, span, turn
 
 __all__ = ["gather_weights", "group_uses", "pool_gradients", "row_gradients"]
 
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 AHEAD = 4  # rows and weights that are asked for while one is in work
+TOGETHER = 4  # queries that stay in the first cache with their gradients
 
 Places = NDArray[np.int32]
 
@@ -172,90 +173,35 @@ def row_gradients(
                 )  # fmt: skip
 
 
-@sum_part
-def _pull_lanes(
-    kind: int, x: Number, y: Number, c: Floats, c2: Floats, weight: Floats, out: Floats, out2: Floats
-) -> tuple[Number, Number]:
-    """Add the gradients of LANES candidates by one number; return those of the query's.
-
-    Args:
-        kind: As in `own_scores`.
-        x: The query's number.
-        y: The other of a pair, for MODULUS.
-        c: The candidates' numbers [LANES].
-        c2: The others of the pairs.
-        weight: Of the segment [LANES].
-        out: Added to [LANES].
-        out2: Of the others of the pairs.
-    """
-    by_x, by_y = ZERO, ZERO
-    if kind == PRODUCT:
-        for n in range(LANES):
-            by_x += weight[n] * c[n]
-            out[n] += weight[n] * x
-    elif kind == ABSOLUTE:
-        for n in range(LANES):
-            difference = x - c[n]
-            pull = weight[n] * ((ONE if difference > 0 else ZERO) - (ONE if difference < 0 else ZERO))
-            by_x -= pull
-            out[n] += pull
-    elif kind == SQUARED:
-        for n in range(LANES):
-            pull = TWO * weight[n] * (x - c[n])
-            by_x -= pull
-            out[n] += pull
-    else:
-        for n in range(LANES):
-            u, v = x - c[n], y - c2[n]
-            square = u * u + v * v
-            factor = weight[n] / math.sqrt(square) if square >= TINY else ZERO
-            by_x -= factor * u
-            by_y -= factor * v
-            out[n] += factor * u
-            out2[n] += factor * v
-    return by_x, by_y
-
-
 @cached
 def pool_gradients(
     kind: int,
     queries: Floats,
     pool: Floats,
-    bounds: Ints,
-    gradients: Floats,
-    out: Floats,
-    out_pool: Floats,
+    weights: Floats,
+    firsts: Ints,
+    places: Places,
+    by_query: Floats,
+    by_pool: Floats,
 ) -> None:
     """Add the gradients of queries and of the candidates they share.
 
     Args:
         kind: As in `own_scores`.
         queries: [B, W].
-        pool: Candidate rows, transposed by LANES [ceil(C / LANES), W, LANES].
-        bounds: Where segments begin and end in a row [K + 1], from 0.
-        gradients: By the totals of the candidates [B, K, C].
-        out: Of the queries, added to [B, W].
-        out_pool: Of the candidates, added to [ceil(C / LANES), W, LANES].
+        pool: Candidate rows [C, W].
+        weights: From `gather_weights`, targets first [B, 1 + C, K'].
+        firsts: As in `row_gradients`.
+        places: As in `row_gradients`.
+        by_query: Added to [B, W].
+        by_pool: Added to [C, W].
     """
-    step = 2 if kind > SQUARED else 1
-    width, sizes, count = queries.shape[1], gradients.shape[1], gradients.shape[2]
-    weight = np.empty(LANES, np.float32)
-    for index in range(len(pool)):
-        start = index * LANES
-        lanes = min(LANES, count - start)
-        for b in range(len(queries)):
-            query, by_query = span(queries, b * width, width), span(out, b * width, width)
-            weight[:] = 0
-            for k in range(sizes - 1, -1, -1):
-                more = span(gradients, (b * sizes + k) * count + start, lanes)
-                _add(more, span(weight, 0, lanes))
-                for i in range(bounds[k], bounds[k + 1], step):
-                    j = i + step - 1
-                    at, other = (index * width + i) * LANES, (index * width + j) * LANES
-                    by_x, by_y = _pull_lanes(
-                        kind, query[i], query[j], span(pool, at, LANES), span(pool, other, LANES),
-                        span(weight, 0, LANES), span(out_pool, at, LANES), span(out_pool, other, LANES),
-                    )  # fmt: skip
-                    by_query[i] += by_x
-                    if step == 2:
-                        by_query[j] += by_y
+    width, uses, padded = queries.shape[1], weights.shape[1], weights.shape[2]
+    for begin in range(0, len(queries), TOGETHER):
+        end = min(begin + TOGETHER, len(queries))
+        for c in range(len(pool)):
+            row, gradient = span(pool, c * width, width), span(by_pool, c * width, width)
+            for b in range(begin, end):
+                weight = span(weights, (b * uses + 1 + c) * padded, padded)
+                query, by = span(queries, b * width, width), span(by_query, b * width, width)
+                _pull(kind, row, query, gradient, by, weight, firsts, places)

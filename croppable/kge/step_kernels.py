@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from croppable.kge.lanes_code import LANES, add_absolute, add_modulus, add_product, add_squared
 from croppable.kge.ranking_kernels import ABSOLUTE, PRODUCT, SQUARED
 from croppable.kge.vector_code import SQUARE, cached, part, prefetch, span, turn
 
 __all__ = ["LANES", "MASKED", "TINY", "own_scores", "pool_scores", "target_scores"]
 
 MASKED = np.float32(-1e4)  # score of a candidate that does not count; sigma is then below every number
-LANES = 64  # candidates summed together
 CHUNK = 640  # numbers of a row in one tile: 64 rows of them fit in the second cache
 TINY = np.float32(1e-24)  # as in scores.py
 ZERO = np.float32(0)
@@ -33,57 +33,20 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Number = Any  # float32 inside the compiled code
 
-# Terms: add the numbers start..stop of a query to the totals of LANES candidates, one column each of a tile
-# that begins with number `first`.
-
-
-@part
-def _lanes_product(sums: Floats, query: Floats, tile: Floats, start: int, stop: int, first: int) -> None:
-    for i in range(start, stop):
-        x, row = query[i], span(tile, (i - first) * LANES, LANES)
-        for n in range(LANES):
-            sums[n] += x * row[n]
-
-
-@part
-def _lanes_absolute(sums: Floats, query: Floats, tile: Floats, start: int, stop: int, first: int) -> None:
-    for i in range(start, stop):
-        x, row = query[i], span(tile, (i - first) * LANES, LANES)
-        for n in range(LANES):
-            sums[n] -= abs(x - row[n])
-
-
-@part
-def _lanes_squared(sums: Floats, query: Floats, tile: Floats, start: int, stop: int, first: int) -> None:
-    for i in range(start, stop):
-        x, row = query[i], span(tile, (i - first) * LANES, LANES)
-        for n in range(LANES):
-            sums[n] -= (x - row[n]) * (x - row[n])
-
-
-@part
-def _lanes_modulus(sums: Floats, query: Floats, tile: Floats, start: int, stop: int, first: int) -> None:
-    for i in range(start, stop, 2):
-        x, y = query[i], query[i + 1]
-        row, other = span(tile, (i - first) * LANES, LANES), span(tile, (i + 1 - first) * LANES, LANES)
-        for n in range(LANES):
-            u, v = x - row[n], y - other[n]
-            square = u * u + v * v
-            sums[n] -= math.sqrt(TINY if square < TINY else square)
-
 
 @part
 def _add_lanes(
     kind: int, sums: Floats, query: Floats, tile: Floats, start: int, stop: int, first: int
 ) -> None:
+    """Add the numbers start..stop of a query to the totals of LANES candidates; see lanes_code.py."""
     if kind == PRODUCT:
-        _lanes_product(sums, query, tile, start, stop, first)
+        add_product(sums, query, tile, start, stop, first)
     elif kind == ABSOLUTE:
-        _lanes_absolute(sums, query, tile, start, stop, first)
+        add_absolute(sums, query, tile, start, stop, first)
     elif kind == SQUARED:
-        _lanes_squared(sums, query, tile, start, stop, first)
+        add_squared(sums, query, tile, start, stop, first)
     else:
-        _lanes_modulus(sums, query, tile, start, stop, first)
+        add_modulus(sums, query, tile, start, stop, first)
 
 
 @part
@@ -113,6 +76,9 @@ def _finish(kind: int, sums: Floats, scale: Number, shift: Number, out: Floats) 
     if kind == SQUARED:
         for n in range(len(out)):
             out[n] = shift - scale * math.sqrt(-sums[n] if -sums[n] > TINY else TINY)
+    elif len(out) == LANES:  # a number of its own, so that no loop is left
+        for n in range(LANES):
+            out[n] = shift + scale * sums[n]
     else:
         for n in range(len(out)):
             out[n] = shift + scale * sums[n]

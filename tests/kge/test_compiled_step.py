@@ -4,6 +4,7 @@ import logging
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,11 +12,12 @@ from torch import Tensor
 from croppable import compiling
 from croppable.kge import compiled_step
 from croppable.kge.gradient_kernels import gather_weights, pool_gradients, row_gradients
-from croppable.kge.loss_kernels import judge, judge_gradients
+from croppable.kge.loss_kernels import STATS, judge, judge_gradients
 from croppable.kge.model import KGEModel
 from croppable.kge.objective import LinkPrediction
 from croppable.kge.scores import SCORES
 from croppable.kge.step_kernels import own_scores, pool_scores, target_scores
+from croppable.kge.usual_kernels import judge_usual, weigh_usual
 from croppable.med import MED
 
 SIZES = (10, 20, 40, 80, 160)
@@ -96,6 +98,48 @@ def test_losses_and_gradients_are_those_of_the_specification(
     assert_equal(score, sizes, shared=shared, side="head")
 
 
+@pytest.mark.parametrize("negatives", [16, 50, 64])
+@pytest.mark.parametrize("sizes", [SIZES, MANY, (24,)], ids=str)
+@pytest.mark.parametrize("score", ADDITIVE)
+def test_scores_that_are_not_kept_give_the_losses_and_gradients_of_the_specification(
+    score: str, sizes: tuple[int, ...], negatives: int
+) -> None:
+    assert_equal(score, sizes, negatives=negatives, calibration="none")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"mutual": 0.0}, {"teach_down": True}, {"w1": -3.0, "w2": 4.0}, {"w1": 0.0, "w2": 0.0}],
+    ids=str,
+)
+def test_the_usual_objective_in_all_forms_is_that_of_the_specification(options: dict[str, Any]) -> None:
+    assert_equal("transe-l1", MANY, calibration="none", **options)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_sigma_and_sums_are_those_of_double_precision(sign: float) -> None:
+    scores = torch.linspace(-40, 40, 2 * 17 * 50).reshape(50, 17, 2).permute(2, 1, 0).contiguous()
+    sigma, stats = torch.empty_like(scores), torch.empty(17, STATS)
+    judge_usual(scores.numpy(), np.float32(sign), np.float32(0.8), sigma.numpy(), stats.numpy())
+    exact = (sign * scores).double()
+    truth = exact.sigmoid()
+    error = ((sigma - truth) / truth).abs()
+    assert (error < 1e-7 * (3 + exact.abs() / 4)).all()
+    before = torch.cat([torch.zeros_like(truth[:, :1]), truth[:, :-1]], 1)
+    weight, loss = (0.8 * (before - 1)).exp(), torch.nn.functional.softplus(exact)
+    huber = (truth - before) ** 2 / 2
+    terms = (weight, weight * loss, weight * before, weight * loss * before, huber)
+    expected = torch.stack([term.sum((0, 2)) for term in terms], -1)
+    torch.testing.assert_close(stats[:, 1:].double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_same_batch_gives_the_same_bits() -> None:
+    runs = [
+        run(step_of("auto", "transe-l1", MANY, calibration="none"), batch_of(64, False), "tail") for _ in "ab"
+    ]
+    assert all(torch.equal(runs[0][name], value) for name, value in runs[1].items())
+
+
 OPTIONS: list[dict[str, Any]] = [
     {"mutual": 0.0},
     {"mutual_form": "huber"},
@@ -131,14 +175,17 @@ def test_queries_of_both_sides_in_one_batch_are_those_of_the_specification() -> 
 
 
 @pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("calibration", ["affine", "none"])
 @pytest.mark.parametrize("score", ["transe-l1", "rotate"])
-def test_two_threads_give_what_one_gives(score: str, shared: bool) -> None:
+def test_two_threads_give_what_one_gives(score: str, shared: bool, calibration: str) -> None:
     before = torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            results.append(run(step_of("auto", score, MANY), batch_of(70, shared), "tail"))
+            results.append(
+                run(step_of("auto", score, MANY, calibration=calibration), batch_of(70, shared), "tail")
+            )
     finally:
         torch.set_num_threads(before)
     for name, value in results[0].items():
@@ -148,12 +195,14 @@ def test_two_threads_give_what_one_gives(score: str, shared: bool) -> None:
 def test_a_run_of_the_same_shapes_compiles_each_kernel_once() -> None:
     kernels: list[Any] = [
         own_scores, pool_scores, target_scores, judge, judge_gradients, gather_weights,
-        row_gradients, pool_gradients,
+        row_gradients, pool_gradients, judge_usual, weigh_usual,
     ]  # fmt: skip
     for score in ADDITIVE:
         for sizes in (SIZES, MANY, (24,)):
             for shared in (False, True):
-                run(step_of("auto", score, sizes), batch_of(9, shared), "tail")
+                for negatives, calibration in ((9, "affine"), (64, "none")):
+                    step = step_of("auto", score, sizes, calibration=calibration)
+                    run(step, batch_of(negatives, shared), "tail")
     assert {kernel.py_func.__name__: len(kernel.signatures) for kernel in kernels} == {
         kernel.py_func.__name__: 1 for kernel in kernels
     }
