@@ -36,9 +36,8 @@ SIZES = {"1 size": (D,), "64 sizes": tuple(range(10, D + 1, 10))}
 KERNELS = {
     "own_scores": "score the negatives",
     "target_scores": "score the targets",
-    "judge": "losses",
-    "judge_gradients": "gradients of the losses",
-    "gather_weights": "weights of segments",
+    "judge_usual": "losses",
+    "weigh_usual": "weights of segments",
     "row_gradients": "gradients of table and queries",
 }
 
@@ -62,10 +61,9 @@ def floors(sizes: int) -> dict[str, tuple[float, float]]:
     """Return the bytes and the vector operations that each part needs at the very least."""
     rows, table, terms, scores = 4 * B * N * D, 4 * E * D, B * N * D, B * N * sizes
     return {
-        "own_scores": (rows + 4 * scores, 3 * terms),
-        "judge": (8 * scores, 45 * scores),
-        "judge_gradients": (12 * scores, 25 * scores),
-        "gather_weights": (8 * scores, scores),
+        "own_scores": (rows, 3 * terms),
+        "judge_usual": (4 * scores, 42 * scores),
+        "weigh_usual": (8 * scores, 16 * scores),
         "row_gradients": (2 * table + 4 * scores, 7 * terms),
         "optimizer": (7 * table, 12 * E * D),
     }

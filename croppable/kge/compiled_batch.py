@@ -312,7 +312,7 @@ def _even_cuts(starts: NDArray[Any], count: int) -> list[int]:
 
 def _add_rows(table: Tensor, touched: Tensor | None, ids: Tensor, more: Tensor) -> None:
     """Add rows to a table that holds the touched rows, or all."""
-    table.index_add_(0, ids if touched is None else torch.searchsorted(touched, ids), more)
+    table.index_add_(0, ids if touched is None else torch.searchsorted(touched, ids.contiguous()), more)
 
 
 def _mean_loss(sums: Tensor) -> Tensor:
