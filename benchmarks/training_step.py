@@ -7,8 +7,8 @@ They alternate; a ratio is the median over rounds of the ratio within a round. "
 size with the plain loss; 8 and 64 sizes are trained with MED. The cost of 64 separate runs is the sum of 64
 plain steps at widths 10 to 640, all measured in the same run. PyKEEN's TransE takes 64 negatives of each
 triple; ours with 64 sizes the same, or a pool of 64 or 256 negatives that all triples share, so that each
-sees no fewer. Adagrad is there too: it leaves rows without gradient alone, so that ours need not touch the whole
-table. Results go to docs/results/training_step.json and .md.
+sees no fewer. Adagrad is there too: it leaves rows without gradient alone, so that ours need not touch the
+whole table. Results go to docs/results/training_step.json and .md.
 """
 
 from __future__ import annotations
