@@ -92,7 +92,7 @@ class Batch:
             fixed: Whether no gradient of the calibration is asked for.
         """
         self.plan, self.entity, self.calibration, self.strengths = plan, entity, calibration, strengths
-        self.anchor, self.target, negatives = ids
+        self.anchor, self.target, negatives = (i.contiguous() for i in ids)  # kernels know one layout
         self.shared = negatives.ndim == 1
         with torch.enable_grad():
             self.anchor_rows = entity[self.anchor].requires_grad_()
@@ -101,7 +101,7 @@ class Batch:
         queries = self.query.detach().flatten(1).contiguous()
         self.queries, self.table = queries.numpy(), entity.flatten(1).contiguous().numpy()
         self.bounds, self.firsts, self.places = _segments(plan.sizes, plan.score.entity_parts)
-        self.negatives = negatives.contiguous()
+        self.negatives = negatives
         own = self.target[:, None] if self.shared else torch.cat([self.target[:, None], negatives], 1)
         self.own_ids = own.contiguous().numpy()
         batch, sizes = len(queries), len(plan.sizes)
@@ -312,7 +312,7 @@ def _even_cuts(starts: NDArray[Any], count: int) -> list[int]:
 
 def _add_rows(table: Tensor, touched: Tensor | None, ids: Tensor, more: Tensor) -> None:
     """Add rows to a table that holds the touched rows, or all."""
-    table.index_add_(0, ids if touched is None else torch.searchsorted(touched, ids.contiguous()), more)
+    table.index_add_(0, ids if touched is None else torch.searchsorted(touched, ids), more)
 
 
 def _mean_loss(sums: Tensor) -> Tensor:
