@@ -196,6 +196,22 @@ SMALL = {
     for score in SCORES
 }
 
+
+def pool_grid(graph: str) -> Grid:
+    """Negatives of each triple against pools that a batch shares, for the same steps."""
+    common = ("--preset", f"{graph}-transe-med", *SMALL[graph, "transe"], "--negatives")
+    kinds = {
+        "each-64": (("uniform", "--num_negatives", "64"), "64 negatives of each triple"),
+        "pool-64": (("shared", "--num_negatives", "64"), "a pool of 64"),
+        "pool-256": (("shared", "--num_negatives", "256"), "a pool of 256"),
+    }
+    lines = tuple(
+        line("med", *common, *flags, name=name, title=title, family=name)
+        for name, (flags, title) in kinds.items()
+    )
+    return Grid(name=f"{graph}-pool", title=f"{graph}, TransE: shared negatives", graph=graph, lines=lines)
+
+
 TABLES = [
     complex_grid(
         "codex-s", "codex-s-complex-med", {"-strong": 0.1, "": 0.03, "-weak": 0.01}, "--eval_epochs", "2",
@@ -206,6 +222,7 @@ TABLES = [
                  "--eval_epochs", "3"),
     complex_grid("fb15k-237", "fb15k-237-complex-med", {"-strong": 0.15, "": 0.05, "-weak": 0.015},
                  "--eval_epochs", "1"),
+    *(pool_grid(graph) for graph in ("wn18rr", "fb15k-237")),
     *(distance_grid(graph, score, "paper-small", budget) for (graph, score), budget in SMALL.items()),
     *(distance_grid(graph, score, "paper", PAPER[score]) for graph, score in SMALL),
     # The ranks of facebookresearch/kbc, against every entity; for a GPU.
