@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from benchmark_kge_grids import GRIDS, Cell
 from benchmark_kge_render import NOT_SETTINGS, read_results, render, validation
-from kge_config import parse_config
+from kge_presets import parse_config
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "kge"

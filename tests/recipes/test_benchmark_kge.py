@@ -66,7 +66,7 @@ def result(
 
 
 def test_every_cell_is_a_command_that_the_recipe_takes(grids: ModuleType, tmp_path: Path) -> None:
-    from kge_config import parse_config
+    from kge_presets import parse_config
     from study_kge_grids import STUDY_GRIDS
 
     names = set()
@@ -79,7 +79,7 @@ def test_every_cell_is_a_command_that_the_recipe_takes(grids: ModuleType, tmp_pa
 
 
 def test_all_lines_of_a_table_have_one_budget(grids: ModuleType, tmp_path: Path) -> None:
-    from kge_config import parse_config
+    from kge_presets import parse_config
 
     budget = ("num_train_epochs", "per_device_train_batch_size", "negatives", "num_negatives", "eval_epochs",
               "optimizer", "learning_rate", "lr_scheduler_type", "early_stopping_patience", "model", "loss",

@@ -170,6 +170,25 @@ def test_the_seed_decides_everything(plain: tuple[Path, Any], run: Run, tmp_path
 # -------------------------------------------------------------------------- objectives, losses, negatives
 
 
+def test_a_sparse_gradient_trains_the_same_model(run: Run, tmp_path: Path) -> None:
+    flags = {"loss": "bce", "negatives": "shared", "num_negatives": 8, "n3": 0, "mutual_form": "huber-sigmoid",
+             "compile": "auto", "init_scale": 0.5}  # fmt: skip
+    found = []
+    for choice in ("on", "off"):
+        assert run(tmp_path / choice, sparse_gradient=choice, **flags) == 0
+        found.append(croppable.load(tmp_path / choice, size=8).entity)
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+
+
+def test_a_sparse_gradient_is_refused_where_it_cannot_be(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "a", sparse_gradient="on", optimizer="adam") == 2
+    assert "--sparse_gradient on needs --optimizer adagrad" in capsys.readouterr().err
+    assert run(tmp_path / "b", sparse_gradient="on", max_grad_norm=1.0) == 2
+    assert "no --max_grad_norm" in capsys.readouterr().err
+
+
 def test_training_learns(run: Run, overall: Overall, tmp_path: Path) -> None:
     assert run(tmp_path / "out", eval_split="valid", num_train_epochs=60, eval_epochs=20, n3=0) == 0
     table = overall(tmp_path / "out")
@@ -252,7 +271,7 @@ def test_help_explains_every_flag(run: Run, kge: ModuleType, tmp_path: Path, cap
 
 
 def test_every_preset_is_complete_and_flags_override_it(kge: ModuleType, tmp_path: Path) -> None:
-    from kge_config import PRESETS
+    from kge_presets import PRESETS
 
     assert len(PRESETS) >= 10
     for name, preset in PRESETS.items():

@@ -244,7 +244,7 @@ def test_the_committed_page_is_what_its_files_give(sections: ModuleType, tmp_pat
 
 
 def test_a_line_of_the_ablation_switches_off_one_thing(recipes: None, tmp_path: Path) -> None:
-    from kge_config import parse_config
+    from kge_presets import parse_config
     from study_kge_grids import ABLATION, ABLATION_SAMPLED
 
     def settings(line: Any) -> dict[str, Any]:

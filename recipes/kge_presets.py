@@ -1,0 +1,137 @@
+"""Presets of recipes/kge.py, and the parsing of its flags.
+
+A preset is a function that returns a complete `Config`; flags on the command line override it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+from kge_config import Config, conflicts_on_disk, contradictions
+from transformers import HfArgumentParser
+
+
+def unicode_complex_med() -> Config:
+    """The embedded graph, a few minutes on two cores."""
+    return Config(sizes=[4, 8, 16, 32, 64, 128], num_train_epochs=6, output_dir="runs/unicode")
+
+
+def codex_s_complex_med() -> Config:
+    """CoDEx-S with ComplEx; pass its folder as --data_dir."""
+    return Config(num_train_epochs=20, output_dir="runs/codex-s")
+
+
+def paper(model: str, margin: float, sizes: list[int] | None = None) -> Config:
+    """The paper's training: 64 sizes, 64 uniform negatives, bce, Adam, linear decay, learnable weights.
+
+    Learning rates and margins are not in the paper; these are RotatE's (arXiv 1902.10197, Table 13).
+    """
+    return Config(
+        model=model,
+        margin=margin,
+        sizes=sizes or list(range(10, 641, 10)),
+        reciprocal=False,
+        loss="bce",
+        mutual=1.0,
+        mutual_form="huber-sigmoid",
+        learnable_weights=True,
+        evolution_form="reciprocal",
+        reduction="sum",
+        n3=0.0,
+        negatives="uniform",
+        optimizer="adam",
+        learning_rate=5e-4,
+        lr_scheduler_type="linear",
+        per_device_train_batch_size=1024,
+        num_train_epochs=1500,
+        eval_epochs=50,
+        early_stopping_patience=5,
+    )
+
+
+def sampled(model: str, margin: float, **changes: Any) -> Config:
+    """Distances trained with self-adversarial negatives, scaled per size, at five sizes."""
+    base = paper(model, margin, [10, 20, 40, 80, 160])
+    ours = replace(
+        base,
+        mutual=0.1,
+        learnable_weights=False,
+        evolution_form="linear",
+        reduction="mean",
+        calibration="scale",
+        adversarial_temperature=1.0,
+        num_negatives=128,
+        learning_rate=2e-3,
+        per_device_train_batch_size=512,
+        num_train_epochs=40,
+        eval_epochs=10,
+        early_stopping_patience=0,
+    )
+    return replace(ours, **changes)
+
+
+def pooled(epochs: int, **changes: Any) -> Config:
+    """ComplEx at a scale for two cores: four sizes, softmax against a shared pool of 1,000 entities."""
+    base = Config(
+        sizes=[8, 16, 32, 64],
+        negatives="shared",
+        num_negatives=1000,
+        per_device_train_batch_size=500,
+        num_train_epochs=epochs,
+    )
+    return replace(base, **changes)
+
+
+def full(**changes: Any) -> Config:
+    """ComplEx-N3 at the ranks of facebookresearch/kbc, softmax against every entity; for a GPU."""
+    base = Config(
+        sizes=[5, 8, 16, 25, 50, 100, 500],
+        per_device_train_batch_size=1000,
+        num_train_epochs=50,
+        early_stopping_patience=3,
+    )
+    return replace(base, **changes)
+
+
+PRESETS: dict[str, Callable[[], Config]] = {
+    "unicode-complex-med": unicode_complex_med,
+    "codex-s-complex-med": codex_s_complex_med,
+    "wn18rr-complex-med": lambda: pooled(15, n3=0.05, output_dir="runs/wn18rr-complex"),
+    "fb15k-237-complex-med": lambda: pooled(5, n3=0.05, output_dir="runs/fb15k-237-complex"),
+    "wn18rr-complex-med-full": lambda: full(n3=0.1, output_dir="runs/wn18rr-complex-full"),
+    "fb15k-237-complex-med-full": lambda: full(n3=0.05, output_dir="runs/fb15k-237-complex-full"),
+    "wn18rr-rotate-med": lambda: sampled("rotate", 6.0, output_dir="runs/wn18rr-rotate"),
+    "fb15k-237-rotate-med": lambda: sampled("rotate", 9.0, output_dir="runs/fb15k-237-rotate"),
+    "wn18rr-transe-med": lambda: sampled("transe-l1", 6.0, output_dir="runs/wn18rr-transe"),
+    "fb15k-237-transe-med": lambda: sampled("transe-l1", 9.0, output_dir="runs/fb15k-237-transe"),
+    "wn18rr-rotate-paper": lambda: paper("rotate", 6.0),
+    "fb15k-237-rotate-paper": lambda: paper("rotate", 9.0),
+    "wn18rr-transe-paper": lambda: paper("transe-l1", 6.0),
+    "fb15k-237-transe-paper": lambda: paper("transe-l1", 9.0),
+    "wn18rr-simple-paper": lambda: paper("simple", 0.0),
+    "fb15k-237-simple-paper": lambda: paper("simple", 0.0),
+    "wn18rr-pairre-paper": lambda: paper("pairre", 6.0, [10, 20, 40, 80, 160, 320, 640]),
+    "fb15k-237-pairre-paper": lambda: paper("pairre", 6.0, [10, 20, 40, 80, 160, 320, 640]),
+}
+
+
+def parse_config(arguments: list[str], description: str) -> Config:
+    """Read the flags; a preset replaces the defaults.
+
+    Raises:
+        ValueError: If the flags contradict each other or what is in the output folder.
+    """
+    usage = "%(prog)s [--flag value ...]; --help explains every flag"
+    parser = HfArgumentParser(Config, description=description, usage=usage, allow_abbrev=False)
+    chosen = parser.parse_known_args(arguments)[0].preset
+    if chosen is not None:
+        if chosen not in PRESETS:
+            raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {chosen!r}")
+        parser.set_defaults(**asdict(PRESETS[chosen]()))
+    config: Config = parser.parse_args_into_dataclasses(arguments)[0]
+    wrong = [*contradictions(config), *conflicts_on_disk(config)]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return config
