@@ -16,7 +16,17 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from croppable.kge.pull_code import pull_absolute, pull_modulus, pull_product, pull_squared
+from croppable.kge.pull_code import (
+    TILE,
+    pull_absolute,
+    pull_modulus,
+    pull_product,
+    pull_squared,
+    tile_absolute,
+    tile_modulus,
+    tile_product,
+    tile_squared,
+)
 from croppable.kge.ranking_kernels import ABSOLUTE, PRODUCT, SQUARED
 from croppable.kge.step_kernels import TINY, Floats, Ints
 from croppable.kge.vector_code import PERMUTED, SQUARE, cached, part, prefetch, span, turn
@@ -25,7 +35,6 @@ __all__ = ["gather_weights", "group_uses", "pool_gradients", "row_gradients"]
 
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 AHEAD = 4  # rows and weights that are asked for while one is in work
-TOGETHER = 4  # queries that stay in the first cache with their gradients
 
 Places = NDArray[np.int32]
 
@@ -45,7 +54,16 @@ def _pull(
         pull_squared(row, query, by_row, by_query, weights, firsts, places, whole)
     else:
         pull_modulus(row, query, by_row, by_query, weights, firsts, places, whole)
-    for i in range(whole * PERMUTED, len(row)):  # behind the last vector
+    _pull_rest(kind, row, query, by_row, by_query, weights, firsts, places)
+
+
+@part
+def _pull_rest(
+    kind: int, row: Floats, query: Floats, by_row: Floats, by_query: Floats, weights: Floats, firsts: Ints,
+    places: Places,
+) -> None:  # fmt: skip
+    """As `_pull`, for the numbers behind the last vector."""
+    for i in range(len(row) // PERMUTED * PERMUTED, len(row)):
         weight = weights[firsts[i // PERMUTED] + places[i]]
         difference = query[i] - row[i]
         if kind == PRODUCT:
@@ -62,6 +80,35 @@ def _pull(
             difference *= ONE / math.sqrt(square) if square >= TINY else ZERO
         by_row[i] += weight * difference
         by_query[i] -= weight * difference
+
+
+@part
+def _pull_tile(
+    kind: int, rows: Floats, queries: Floats, by_rows: Floats, by_queries: Floats, weights: Floats,
+    firsts: Ints, places: Places, row: int, query: int, use: int, width: int, uses: int, padded: int,
+) -> None:  # fmt: skip
+    """As `_pull` in the vectors of TILE rows and TILE queries; arguments as in pull_code.py."""
+    whole = width // PERMUTED
+    if kind == PRODUCT:
+        tile_product(
+            rows, queries, by_rows, by_queries, weights, firsts, places, row, query, use, width, uses, padded,
+            whole,
+        )  # fmt: skip
+    elif kind == ABSOLUTE:
+        tile_absolute(
+            rows, queries, by_rows, by_queries, weights, firsts, places, row, query, use, width, uses, padded,
+            whole,
+        )  # fmt: skip
+    elif kind == SQUARED:
+        tile_squared(
+            rows, queries, by_rows, by_queries, weights, firsts, places, row, query, use, width, uses, padded,
+            whole,
+        )  # fmt: skip
+    else:
+        tile_modulus(
+            rows, queries, by_rows, by_queries, weights, firsts, places, row, query, use, width, uses, padded,
+            whole,
+        )  # fmt: skip
 
 
 @part
@@ -197,11 +244,25 @@ def pool_gradients(
         by_pool: Added to [C, W].
     """
     width, uses, padded = queries.shape[1], weights.shape[1], weights.shape[2]
-    for begin in range(0, len(queries), TOGETHER):
-        end = min(begin + TOGETHER, len(queries))
-        for c in range(len(pool)):
-            row, gradient = span(pool, c * width, width), span(by_pool, c * width, width)
+    for begin in range(0, len(queries), TILE):
+        end = min(begin + TILE, len(queries))
+        for first in range(0, len(pool), TILE):
+            last = min(first + TILE, len(pool))
+            whole = end - begin == TILE and last - first == TILE
+            if whole:
+                use = (begin * uses + 1 + first) * padded
+                _pull_tile(
+                    kind, pool.reshape(-1), queries.reshape(-1), by_pool.reshape(-1), by_query.reshape(-1),
+                    weights.reshape(-1), firsts, places, first, begin, use, width, uses * padded, padded,
+                )  # fmt: skip
+                if width % PERMUTED == 0:
+                    continue
             for b in range(begin, end):
-                weight = span(weights, (b * uses + 1 + c) * padded, padded)
                 query, by = span(queries, b * width, width), span(by_query, b * width, width)
-                _pull(kind, row, query, gradient, by, weight, firsts, places)
+                for c in range(first, last):
+                    row, gradient = span(pool, c * width, width), span(by_pool, c * width, width)
+                    weight = span(weights, (b * uses + 1 + c) * padded, padded)
+                    if whole:
+                        _pull_rest(kind, row, query, gradient, by, weight, firsts, places)
+                    else:
+                        _pull(kind, row, query, gradient, by, weight, firsts, places)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adagrad, Adam, Optimizer
 
+from croppable.compiling import import_kernels
 from croppable.kge.objective import LinkPrediction
 
 __all__ = ["RowAdagrad", "make_optimizer", "prefers_sparse"]
@@ -35,7 +36,8 @@ def prefers_sparse(num_entities: int, touched_rows: int) -> bool:
 class RowAdagrad(Adagrad):
     """Adagrad that updates the rows of a sparse gradient where they lie.
 
-    torch's own handles them by sparse arithmetic, which sorts and copies all values several times.
+    torch's own handles them by sparse arithmetic, which sorts and copies all values several times. On the
+    CPU a row takes one pass, compiled where numba is there (croppable/kge/row_kernels.py).
     State and results are the same. Learning rate decay and weight decay would touch other rows: they are 0.
 
     Args:
@@ -75,6 +77,12 @@ def _update_rows(parameter: Tensor, total: Tensor, gradient: Tensor, lr: float, 
     if not bool((rows[1:] > rows[:-1]).all()):  # several backward passes gave a row several gradients
         gradient = gradient.coalesce()
         rows, values = gradient.indices()[0], gradient.values()
+    arrays = (values, total, parameter)
+    plain = all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in arrays)
+    kernels = import_kernels("croppable.kge.row_kernels") if plain and parameter.ndim > 1 else None
+    if kernels is not None:
+        kernels.update_rows(rows, *arrays, lr, eps)
+        return
     sums = total.index_select(0, rows).addcmul_(values, values)
     total.index_copy_(0, rows, sums)
     parameter.index_add_(0, rows, values / sums.sqrt_().add_(eps), alpha=-lr)
@@ -92,7 +100,7 @@ def make_optimizer(
 
     Args:
         step: The training step.
-        kind: "adam" (fused) or "adagrad" (fused where the gradient is dense).
+        kind: "adam" (fused) or "adagrad" (fused on CPUs where the gradient is dense).
         learning_rate: Of the optimizer.
         touched_rows: Rows of the entity table that a batch uses; all of them for a softmax over all entities.
         sparse: Whether the table's gradient is sparse; "auto": where `prefers_sparse` says so
@@ -118,5 +126,5 @@ def make_optimizer(
     return (
         RowAdagrad(parameters, lr=learning_rate)
         if sparse
-        else Adagrad(parameters, lr=learning_rate, fused=True)
+        else Adagrad(parameters, lr=learning_rate, fused=step.model.entity.device.type == "cpu")
     )

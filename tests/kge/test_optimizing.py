@@ -41,13 +41,15 @@ def test_sparse_and_dense_adagrad_train_the_same_model(shared: bool, backwards: 
         torch.testing.assert_close(trained[1][name], value)
 
 
-def test_the_state_is_that_of_torch() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(3,), (40, 2)])
+def test_the_state_is_that_of_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    rows, values = torch.tensor([[1, 4]]), torch.randn(2, 3)
-    parameters = [torch.nn.Parameter(torch.ones(6, 3)) for _ in range(2)]
+    rows, values = torch.tensor([[1, 4]]), torch.randn(2, *shape, dtype=dtype)
+    parameters = [torch.nn.Parameter(torch.ones(6, *shape, dtype=dtype)) for _ in range(2)]
     dense, sparse = torch.optim.Adagrad(parameters[:1], lr=0.1), RowAdagrad(parameters[1:], lr=0.1)
     for _ in range(3):
-        gradient = torch.sparse_coo_tensor(rows, values, (6, 3), check_invariants=False)
+        gradient = torch.sparse_coo_tensor(rows, values, (6, *shape), check_invariants=False)
         parameters[0].grad, parameters[1].grad = gradient.to_dense(), gradient
         loss = sparse.step(lambda: 7.0)
         dense.step()
@@ -57,6 +59,24 @@ def test_the_state_is_that_of_torch() -> None:
     assert sparse.state_dict()["state"].keys() == dense.state_dict()["state"].keys()
     for name, value in dense.state_dict()["state"][0].items():
         torch.testing.assert_close(sparse.state_dict()["state"][0][name], value)
+
+
+def test_rows_move_alike_on_one_thread_and_on_two() -> None:
+    threads, trained = torch.get_num_threads(), []
+    generator = torch.Generator().manual_seed(0)
+    rows, values = torch.randperm(500, generator=generator)[:300].sort()[0], torch.randn(300, 320)
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            parameter = torch.nn.Parameter(torch.ones(500, 320))
+            parameter.grad = torch.sparse_coo_tensor(
+                rows[None], values, parameter.shape, is_coalesced=True, check_invariants=False
+            )
+            RowAdagrad([parameter], lr=0.1).step()
+            trained.append(parameter.detach())
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*trained)
 
 
 def test_the_rule_is_that_of_the_measured_crossover() -> None:

@@ -1,0 +1,58 @@
+"""Adagrad for the rows that have a gradient, compiled, on the CPU: one pass over gradient, state and table.
+
+The specification is `torch.optim.Adagrad`. The file needs numba (extra "kge"); croppable/kge/optimizing.py
+uses it where it can.
+
+Shapes: U rows with a gradient, E entities, W numbers of a row.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from croppable.kge.pieces import cut, on_all_threads
+from croppable.kge.step_kernels import Floats, Ints, Number
+from croppable.kge.vector_code import cached, part, span
+
+__all__ = ["update_rows"]
+
+
+@part
+def _update_row(gradient: Floats, total: Floats, row: Floats, rate: Number, eps: Number) -> None:
+    for i in range(len(row)):
+        square = total[i] + gradient[i] * gradient[i]
+        total[i] = square
+        row[i] -= rate * (gradient[i] / (math.sqrt(square) + eps))
+
+
+@cached
+def _update_rows(
+    rows: Ints, gradients: Floats, totals: Floats, table: Floats, rate: Number, eps: Number, begin: int,
+    end: int,
+) -> None:  # fmt: skip
+    width = table.shape[1]
+    for u in range(begin, end):
+        row = span(table, rows[u] * width, width)
+        _update_row(span(gradients, u * width, width), span(totals, rows[u] * width, width), row, rate, eps)
+
+
+def update_rows(
+    rows: Tensor, gradients: Tensor, totals: Tensor, table: Tensor, lr: float, eps: float
+) -> None:
+    """Move rows by Adagrad and add to their sums of squares.
+
+    Args:
+        rows: Ids, all different ``[U]``.
+        gradients: ``[U, ...]``, float32 and contiguous as all that follow.
+        totals: Sums of squares of each number ``[E, ...]``.
+        table: ``[E, ...]``.
+        lr: Learning rate.
+        eps: Keeps the quotient finite.
+    """
+    gradients, totals, table = (t.detach().flatten(1) for t in (gradients, totals, table))
+    arrays = [t.numpy() for t in (rows.contiguous(), gradients, totals, table)]
+    numbers = (arrays[3].dtype.type(lr), arrays[3].dtype.type(eps))
+    pieces = cut(len(rows), len(rows), table.shape[1])
+    on_all_threads(lambda begin, end: _update_rows(*arrays, *numbers, begin, end), pieces)
