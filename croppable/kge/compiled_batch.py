@@ -9,6 +9,7 @@ its negatives), W numbers of a row (dims x parts), K sizes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ from croppable.kge.vector_code import PERMUTED, SQUARE
 __all__ = ["Batch"]
 
 PIECE = 2**17  # scores of a piece, half a megabyte
+POOLED = 16  # queries whose weights for a pool stay in the cache
 
 
 @lru_cache(maxsize=8)
@@ -78,6 +80,7 @@ class Batch:
         ids: tuple[Tensor, Tensor, Tensor],
         side: Side,
         fixed: bool,
+        learned: bool,
     ) -> None:
         """Look the queries up.
 
@@ -90,7 +93,9 @@ class Batch:
             ids: Anchors, targets and negatives.
             side: The form of the score.
             fixed: Whether no gradient of the calibration is asked for.
+            learned: Whether gradients of w1 and w2 are asked for.
         """
+        self.learned = learned
         self.plan, self.entity, self.calibration, self.strengths = plan, entity, calibration, strengths
         self.anchor, self.target, negatives = (i.contiguous() for i in ids)  # kernels know one layout
         self.shared = negatives.ndim == 1
@@ -144,16 +149,19 @@ class Batch:
             else:
                 pool_scores(kind, queries, pool, negatives, targets[begin:end], *segments, out)
             if self.usual:
-                judge_usual(out, judging.sign, judging.w, sigma[begin:end], stats[number[begin]])
+                judge_usual(
+                    out, judging.sign, judging.w, self.learned, sigma[begin:end], stats[number[begin]]
+                )
             else:
                 judge(out, *judging, own, sigma[begin:end], stats[begin:end])
-            target_scores(kind, self.queries, self.table, targets, *segments, begin, end, self.own[0].numpy())
+            lanes = (min(-(-place // LANES) * LANES, len(targets)) for place in (begin, end))
+            target_scores(kind, self.queries, self.table, targets, *segments, *lanes, self.own[0].numpy())
 
         on_all_threads(piece, pieces)
         judging = plan.judging(True, *self.strengths)
         own_scored, own_sigma, own_stats = (t.numpy() for t in (self.own, self.own_sigma, self.own_stats))
         if self.usual:
-            judge_usual(own_scored, judging.sign, judging.w, own_sigma, own_stats[0])
+            judge_usual(own_scored, judging.sign, judging.w, self.learned, own_sigma, own_stats[0])
         else:
             judge(own_scored, *judging, True, own_sigma, own_stats)
         self.sums, self.own_sums = self.stats.sum(0, dtype=torch.float64), self.own_stats[0].double()
@@ -187,10 +195,18 @@ class Batch:
             by_entity = torch.sparse_coo_tensor(
                 touched[None], by_entity, self.entity.shape, is_coalesced=True, check_invariants=False
             )
-        by_w1 = (by_improvement * _by_strength(self.own_sums)).sum().float()
+        by_calibration = self._by_calibration(found.calibration)
+        return by_entity, inner[1], *by_calibration, *self._by_strengths(by_improvement)
+
+    def _by_strengths(self, by_improvement: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients of w1 and w2."""
+        if not self.learned:
+            return None, None
+        adversarial = self.plan.objective.adversarial
         by_negatives = _by_strength(self.stats).mean(0) if adversarial else _by_strength(self.sums)
-        by_w2 = (by_improvement * by_negatives).sum().float()
-        return by_entity, inner[1], *self._by_calibration(found.calibration), by_w1, by_w2
+        both = (_by_strength(self.own_sums), by_negatives)
+        by_w1, by_w2 = ((by_improvement * by).sum().float() for by in both)
+        return by_w1, by_w2
 
     def _by_calibration(self, sums: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients of scale and shift."""
@@ -205,22 +221,29 @@ class Batch:
         (batch, sizes, count), plan = self.sigma.shape, self.plan
         padded = sizes + -sizes % SQUARE
         pulls = pulls if plan.objective.mutual else torch.zeros_like(pulls)
-        slopes, weights = torch.zeros(2, 3, padded), torch.empty(batch, 1 + count, padded)
+        slopes, uses = torch.zeros(2, 3, padded), 1 if self.shared else 1 + count
         for own, by_loss, slope in ((True, own_factors[0], slopes[0]), (False, factors[0], slopes[1])):
             scale = self.calibration[0] * float(plan.judging(own, *self.strengths).sign)
             slope[0, :sizes] = by_loss * scale
             slope[1, :sizes] = 0 if plan.objective.teach_down else pulls * scale
             slope[2, : sizes - 1] = pulls[1:] * scale[:-1]
-        out, sigma, stride = weights.view(-1).numpy(), self.sigma.numpy(), (1 + count) * padded
+        weights, sigma, stride = torch.empty(batch, uses, padded), self.sigma.numpy(), uses * padded
         w1, w2 = (np.float32(float(w)) for w in self.strengths)
-        weigh_usual(self.own_sigma.numpy(), w1, slopes[0].numpy(), out, 0, 0, stride)
+        out, slope = weights.view(-1).numpy(), slopes[1].numpy()
+        weigh_usual(self.own_sigma.numpy(), w1, slopes[0].numpy(), True, out, 0, 0, stride)
 
         def piece(begin: int, end: int) -> None:
-            start = begin * stride + padded
-            weigh_usual(sigma[begin:end], w2, slopes[1].numpy(), out, start, stride, padded)
+            weigh_usual(sigma[begin:end], w2, slope, True, out, begin * stride + padded, stride, padded)
 
+        def for_pool(begin: int, end: int) -> NDArray[Any]:
+            some = torch.empty(end - begin, 1 + count, padded).numpy()
+            weigh_usual(sigma[begin:end], w2, slope, False, some.reshape(-1), padded, some[0].size, padded)
+            return some
+
+        if self.shared:
+            return self._through_pool(for_pool, weights, None)
         on_all_threads(piece, self.pieces())
-        return self._through_pool(weights, None)
+        return Found(torch.zeros(self.queries.shape), None, weights, None)
 
     def _weights(self, factors: Tensor, own_factors: Tensor, pulls: Tensor) -> Found:
         assert self.scores is not None
@@ -248,24 +271,37 @@ class Batch:
 
         on_all_threads(piece, self.pieces())
         sums = moments.sum(0, dtype=torch.float64) + own_moments[0]
-        return self._through_pool(weights, sums)
+        if not self.shared:
+            return Found(torch.zeros(self.queries.shape), None, weights, sums)
+        own = weights[:, :1].contiguous()
+        return self._through_pool(lambda begin, end: weights.numpy()[begin:end], own, sums)
 
-    def _through_pool(self, weights: Tensor, calibration: Tensor | None) -> Found:
-        """Let the queries and the candidates that they share pull at each other."""
+    def _through_pool(
+        self, weights: Callable[[int, int], NDArray[Any]], own: Tensor, calibration: Tensor | None
+    ) -> Found:
+        """Let the queries and the candidates that they share pull at each other.
+
+        Args:
+            weights: Those of some queries ``[., 1 + C, K']``; the first of each query is not used.
+            own: Those of the targets ``[B, 1, K']``.
+            calibration: As in `Found`.
+        """
+        assert self.pool is not None
         by_query = torch.zeros(self.queries.shape)
-        if self.pool is None:
-            return Found(by_query, None, weights, calibration)
         pieces = cut(len(by_query), -(-len(by_query) // torch.get_num_threads()), self.pool.numel())
         numbers, by_pools = self.pool.numpy(), torch.zeros(len(pieces), *self.pool.shape)
 
         def piece(begin: int, end: int) -> None:
-            pool_gradients(
-                self.plan.kind, self.queries[begin:end], numbers, weights.numpy()[begin:end], self.firsts,
-                self.places, by_query.numpy()[begin:end], by_pools[pieces.index((begin, end))].numpy(),
-            )  # fmt: skip
+            by_pool = by_pools[pieces.index((begin, end))].numpy()
+            for first in range(begin, end, POOLED):
+                last = min(first + POOLED, end)
+                pool_gradients(
+                    self.plan.kind, self.queries[first:last], numbers, weights(first, last), self.firsts,
+                    self.places, by_query.numpy()[first:last], by_pool,
+                )  # fmt: skip
 
         on_all_threads(piece, pieces)
-        return Found(by_query, by_pools.sum(0), weights[:, :1].contiguous(), calibration)
+        return Found(by_query, by_pools.sum(0), own, calibration)
 
     def _through_rows(self, ids: Tensor, found: Found) -> tuple[Tensor | None, Tensor]:
         """Return the touched rows, None for all, with their gradients; add to those of the queries.

@@ -111,8 +111,8 @@ class _Binary(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Judge the batch."""
         calibration = torch.stack([scale, shift])
-        fixed = not any(ctx.needs_input_grad[2:4])
-        batch = Batch(plan, entity, relation_rows, calibration, (w1, w2), ids, side, fixed)
+        fixed, learned = not any(ctx.needs_input_grad[2:4]), any(ctx.needs_input_grad[4:6])
+        batch = Batch(plan, entity, relation_rows, calibration, (w1, w2), ids, side, fixed, learned)
         batch.judge()
         ctx.batch = batch
         return batch.losses()

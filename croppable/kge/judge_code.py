@@ -32,7 +32,7 @@ from croppable.kge.vector_code import (
     vector_at,
 )  # fmt: skip
 
-__all__ = ["EXP_NEAR", "SUMS", "judge_row", "weigh_columns"]
+__all__ = ["EXP_NEAR", "SUMS", "judge_fixed_row", "judge_row", "weigh_columns", "weigh_columns_past"]
 
 SUMS = 5  # vectors that `judge_row` adds to: total, lost, huber, moment, both
 # Minimax in relative error: 2^x on [-1/2, 1/2] to 8e-8, log(1 + t) / t on [0, 1] to 2e-7, exp on
@@ -84,126 +84,135 @@ def _judged(score: Vector, error: Vector, coefficients: list[Vector]) -> tuple[V
     return sigma, [weight, lost, difference * difference, weight * error, lost * error]
 
 
-def _judge_row_code(
-    _context: Any, scores: Any, error: Any, sigma: Any, count: Any, sign: Any, coefficients: Any, sums: Any
-) -> Any:
-    """Judge the scores of a row as negatives.
+def _judge_row_code(sums_kept: int) -> Callable[..., Any]:
+    def code(
+        _context: Any, scores: Any, error: Any, sigma: Any, count: Any, sign: Any, coefficients: Any,
+        sums: Any,
+    ) -> Any:  # fmt: skip
+        """Judge the scores of a row as negatives.
 
-    Args:
-        scores: [N].
-        error: Sigma of the size before, or zeros [N].
-        sigma: Filled [N].
-        count: N.
-        sign: 1, or -1 to judge targets.
-        coefficients: Polynomial of weights, around an error of one half [7].
-        sums: Added to [SUMS, SQUARE].
-    """
+        Args:
+            scores: [N].
+            error: Sigma of the size before, or zeros [N].
+            sigma: Filled [N].
+            count: N.
+            sign: 1, or -1 to judge targets.
+            coefficients: Polynomial of weights, around an error of one half [7].
+            sums: Added to [SUMS, SQUARE], or only the first three.
+        """
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        row, before, out = (data_of(context, builder, signature.args[i], arguments[i]) for i in range(3))
-        factors, total = (data_of(context, builder, signature.args[i], arguments[i]) for i in (5, 6))
-        polynomial = _coefficients(builder, factors)
-        signs, side = spread(builder, arguments[4]), ir.Constant(_INDEX, SQUARE)
-        places = [ir.Constant(_INDEX, i * SQUARE) for i in range(SUMS)]
-        running = [variable(builder, load(builder, total, at)) for at in places]
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            row, before, out = (data_of(context, builder, signature.args[i], arguments[i]) for i in range(3))
+            factors, total = (data_of(context, builder, signature.args[i], arguments[i]) for i in (5, 6))
+            polynomial = _coefficients(builder, factors)
+            signs, side = spread(builder, arguments[4]), ir.Constant(_INDEX, SQUARE)
+            places = [ir.Constant(_INDEX, i * SQUARE) for i in range(sums_kept)]
+            running = [variable(builder, load(builder, total, at)) for at in places]
 
-        def block(at: Any, counts: Any) -> None:
-            score, error = load(builder, row, at) * signs, load(builder, before, at)
-            now, terms = _judged(score, error, polynomial)
-            builder.store(now.value, vector_at(builder, out, at, VECTOR), align=4)
-            for place, term in zip(running, terms, strict=True):
-                more = term if counts is None else term.where(counts, 0.0)
-                builder.store((Vector(builder, builder.load(place)) + more).value, place)
+            def block(at: Any, counts: Any) -> None:
+                score, error = load(builder, row, at) * signs, load(builder, before, at)
+                now, terms = _judged(score, error, polynomial)
+                builder.store(now.value, vector_at(builder, out, at, VECTOR), align=4)
+                for place, term in zip(running, terms, strict=False):
+                    more = term if counts is None else term.where(counts, 0.0)
+                    builder.store((Vector(builder, builder.load(place)) + more).value, place)
 
-        blocks, rest = builder.udiv(arguments[3], side), builder.urem(arguments[3], side)
-        with cgutils.for_range(builder, blocks) as loop:
-            block(builder.mul(loop.index, side), None)
-        with builder.if_then(builder.icmp_unsigned("!=", rest, ir.Constant(_INDEX, 0))):
-            # the last SQUARE scores, of which the first were judged before
-            lanes = ir.Constant(WHOLE, list(range(SQUARE)))
-            done = builder.trunc(builder.sub(side, rest), ir.IntType(32))
-            one = builder.insert_element(ir.Constant(WHOLE, ir.Undefined), done, ir.Constant(_INDEX, 0))
-            first = builder.shuffle_vector(one, one, ir.Constant(WHOLE, [0] * SQUARE))
-            block(builder.sub(arguments[3], side), builder.icmp_unsigned(">=", lanes, first))
-        for place, at in zip(running, places, strict=True):
-            builder.store(builder.load(place), vector_at(builder, total, at, VECTOR), align=4)
-        return context.get_dummy_value()
+            blocks, rest = builder.udiv(arguments[3], side), builder.urem(arguments[3], side)
+            with cgutils.for_range(builder, blocks) as loop:
+                block(builder.mul(loop.index, side), None)
+            with builder.if_then(builder.icmp_unsigned("!=", rest, ir.Constant(_INDEX, 0))):
+                # the last SQUARE scores, of which the first were judged before
+                lanes = ir.Constant(WHOLE, list(range(SQUARE)))
+                done = builder.trunc(builder.sub(side, rest), ir.IntType(32))
+                one = builder.insert_element(ir.Constant(WHOLE, ir.Undefined), done, ir.Constant(_INDEX, 0))
+                first = builder.shuffle_vector(one, one, ir.Constant(WHOLE, [0] * SQUARE))
+                block(builder.sub(arguments[3], side), builder.icmp_unsigned(">=", lanes, first))
+            for place, at in zip(running, places, strict=True):
+                builder.store(builder.load(place), vector_at(builder, total, at, VECTOR), align=4)
+            return context.get_dummy_value()
 
-    return types.void(scores, error, sigma, count, sign, coefficients, sums), generate
+        return types.void(scores, error, sigma, count, sign, coefficients, sums), generate
 
-
-def _weigh_columns_code(
-    _context: Any, sigma: Any, at: Any, count: Any, sizes: Any, coefficients: Any, slopes: Any, out: Any,
-    start: Any, stride: Any,
-) -> Any:  # fmt: skip
-    """Write, for SQUARE scores, the gradients by totals summed over the sizes that hold a segment.
-
-    Args:
-        sigma: Flat, of all sizes of a query [K N].
-        at: Where the first of the scores lies in it.
-        count: N.
-        sizes: K.
-        coefficients: As in `judge_row`.
-        slopes: For every size the factor of its weighted loss, and of its Huber losses with the size before
-            and after [3, K'], zero behind the last size.
-        out: Flat, aligned to 64 bytes, filled past the cache at start + n stride + k for the SQUARE
-            scores n and K' sizes k.
-        start: See there.
-        stride: See there.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, factors, slope, target = (
-            data_of(context, builder, signature.args[i], arguments[i]) for i in (0, 4, 5, 6)
-        )
-        _, at, count, sizes, *_, start, stride = arguments
-        polynomial, side = _coefficients(builder, factors), ir.Constant(_INDEX, SQUARE)
-        one, zero = ir.Constant(_INDEX, 1), ir.Constant(_INDEX, 0)
-        last, whole = builder.sub(sizes, one), builder.mul(sizes, count)
-
-        def row(k: Any) -> Vector:
-            inside = builder.select(builder.icmp_signed("<", k, last), k, last)
-            place = builder.add(at, builder.mul(inside, count))
-            fetched(builder, builder.gep(source, [builder.add(place, whole)]))
-            return load(builder, source, place)
-
-        zeros = Vector(builder, ir.Constant(VECTOR, [0.0] * SQUARE))
-        now = variable(builder, row(last))
-        change, total = (variable(builder, zeros) for _ in range(2))
-        blocks = builder.udiv(builder.add(last, side), side)
-        with cgutils.for_range(builder, blocks) as loop:
-            first = builder.mul(builder.sub(builder.sub(blocks, one), loop.index), side)
-            sums: list[Any] = [None] * SQUARE
-            p, after, running = (Vector(builder, builder.load(place)) for place in (now, change, total))
-            for i in reversed(range(SQUARE)):
-                k = builder.add(first, ir.Constant(_INDEX, i))
-                before = row(builder.sub(k, one) if i else builder.select(
-                    builder.icmp_signed("==", k, zero), zero, builder.sub(k, one)))  # fmt: skip
-                if not i:
-                    before = before.where(builder.icmp_signed("!=", k, zero), 0.0)
-                padded = builder.mul(blocks, side)
-                places = (builder.add(builder.mul(padded, ir.Constant(_INDEX, j)), k) for j in range(3))
-                by_loss, to_before, to_after = (
-                    spread(builder, builder.load(builder.gep(slope, [place]))) for place in places
-                )
-                difference = p - before
-                pull = to_before * difference - to_after * after
-                running = (by_loss * _weight(before, polynomial) + pull * (p.of(1.0) - p)) * p + running
-                sums[i], p, after = running.value, before, difference
-            for place, value in ((now, p), (change, after), (total, running)):
-                builder.store(value.value, place)
-            for j, column in enumerate(transposed(builder, sums)):
-                place = builder.add(start, builder.mul(stride, ir.Constant(_INDEX, j)))
-                place = builder.add(place, first)
-                kept = builder.store(column, vector_at(builder, target, place, VECTOR), align=64)
-                kept.set_metadata(
-                    "nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
-                )
-        return context.get_dummy_value()
-
-    arguments = (sigma, at, count, sizes, coefficients, slopes, out, start, stride)
-    return types.void(*arguments), generate
+    return code
 
 
-judge_row = cast("Callable[..., None]", intrinsic(_judge_row_code))
-weigh_columns = cast("Callable[..., None]", intrinsic(_weigh_columns_code))
+def _weigh_columns_code(past: bool) -> Callable[..., Any]:
+    def code(
+        _context: Any, sigma: Any, at: Any, count: Any, sizes: Any, coefficients: Any, slopes: Any, out: Any,
+        start: Any, stride: Any,
+    ) -> Any:  # fmt: skip
+        """Write, for SQUARE scores, the gradients by totals summed over the sizes that hold a segment.
+
+        Args:
+            sigma: Flat, of all sizes of a query [K N].
+            at: Where the first of the scores lies in it.
+            count: N.
+            sizes: K.
+            coefficients: As in `judge_row`.
+            slopes: For every size the factor of its weighted loss, and of its Huber losses with the size
+                before and after [3, K'], zero behind the last size.
+            out: Flat, aligned to 64 bytes, filled at start + n stride + k for the SQUARE
+                scores n and K' sizes k.
+            start: See there.
+            stride: See there.
+        """
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            source, factors, slope, target = (
+                data_of(context, builder, signature.args[i], arguments[i]) for i in (0, 4, 5, 6)
+            )
+            _, at, count, sizes, *_, start, stride = arguments
+            polynomial, side = _coefficients(builder, factors), ir.Constant(_INDEX, SQUARE)
+            one, zero = ir.Constant(_INDEX, 1), ir.Constant(_INDEX, 0)
+            last, whole = builder.sub(sizes, one), builder.mul(sizes, count)
+
+            def row(k: Any) -> Vector:
+                inside = builder.select(builder.icmp_signed("<", k, last), k, last)
+                place = builder.add(at, builder.mul(inside, count))
+                fetched(builder, builder.gep(source, [builder.add(place, whole)]))
+                return load(builder, source, place)
+
+            zeros = Vector(builder, ir.Constant(VECTOR, [0.0] * SQUARE))
+            now = variable(builder, row(last))
+            change, total = (variable(builder, zeros) for _ in range(2))
+            blocks = builder.udiv(builder.add(last, side), side)
+            with cgutils.for_range(builder, blocks) as loop:
+                first = builder.mul(builder.sub(builder.sub(blocks, one), loop.index), side)
+                sums: list[Any] = [None] * SQUARE
+                p, after, running = (Vector(builder, builder.load(place)) for place in (now, change, total))
+                for i in reversed(range(SQUARE)):
+                    k = builder.add(first, ir.Constant(_INDEX, i))
+                    before = row(builder.sub(k, one) if i else builder.select(
+                        builder.icmp_signed("==", k, zero), zero, builder.sub(k, one)))  # fmt: skip
+                    if not i:
+                        before = before.where(builder.icmp_signed("!=", k, zero), 0.0)
+                    padded = builder.mul(blocks, side)
+                    places = (builder.add(builder.mul(padded, ir.Constant(_INDEX, j)), k) for j in range(3))
+                    by_loss, to_before, to_after = (
+                        spread(builder, builder.load(builder.gep(slope, [place]))) for place in places
+                    )
+                    difference = p - before
+                    pull = to_before * difference - to_after * after
+                    running = (by_loss * _weight(before, polynomial) + pull * (p.of(1.0) - p)) * p + running
+                    sums[i], p, after = running.value, before, difference
+                for place, value in ((now, p), (change, after), (total, running)):
+                    builder.store(value.value, place)
+                for j, column in enumerate(transposed(builder, sums)):
+                    place = builder.add(start, builder.mul(stride, ir.Constant(_INDEX, j)))
+                    place = builder.add(place, first)
+                    kept = builder.store(column, vector_at(builder, target, place, VECTOR), align=64)
+                    if past:
+                        once = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+                        kept.set_metadata("nontemporal", once)
+            return context.get_dummy_value()
+
+        arguments = (sigma, at, count, sizes, coefficients, slopes, out, start, stride)
+        return types.void(*arguments), generate
+
+    return code
+
+
+judge_row = cast("Callable[..., None]", intrinsic(_judge_row_code(SUMS)))
+judge_fixed_row = cast("Callable[..., None]", intrinsic(_judge_row_code(3)))  # w is not trained
+weigh_columns = cast("Callable[..., None]", intrinsic(_weigh_columns_code(past=False)))
+weigh_columns_past = cast("Callable[..., None]", intrinsic(_weigh_columns_code(past=True)))  # the cache

@@ -14,7 +14,14 @@ import math
 
 import numpy as np
 
-from croppable.kge.judge_code import EXP_NEAR, SUMS, judge_row, weigh_columns
+from croppable.kge.judge_code import (
+    EXP_NEAR,
+    SUMS,
+    judge_fixed_row,
+    judge_row,
+    weigh_columns,
+    weigh_columns_past,
+)
 from croppable.kge.loss_kernels import Number
 from croppable.kge.step_kernels import Floats
 from croppable.kge.vector_code import SQUARE, cached, part, span
@@ -37,13 +44,14 @@ def _polynomial(w: Number) -> Floats:
 
 
 @cached
-def judge_usual(scores: Floats, sign: Number, w: Number, sigma: Floats, stats: Floats) -> None:
+def judge_usual(scores: Floats, sign: Number, w: Number, learned: bool, sigma: Floats, stats: Floats) -> None:
     """Judge every score as a negative: sigma, and the sums that the losses are made of, over all groups.
 
     Args:
         scores: [G, K, N].
         sign: 1, or -1 to judge targets.
         w: Strength of evolutionary improvement, w1 or w2, from -4 to 4.
+        learned: Whether the gradient by w is asked for; the sums that only it needs are else zero.
         sigma: Filled with sigma(sign score) [G, K, N].
         stats: Filled as `judge` does [K, STATS].
     """
@@ -54,23 +62,24 @@ def judge_usual(scores: Floats, sign: Number, w: Number, sigma: Floats, stats: F
         for k in range(sizes):
             at = (g * sizes + k) * count
             error = span(sigma, at - count, count) if k else span(nobody, 0, count)
-            judge_row(
-                span(scores, at, count), error, span(sigma, at, count), count, sign, factors,
-                span(sums, k * SUMS * SQUARE, SUMS * SQUARE),
-            )  # fmt: skip
+            row, now = span(scores, at, count), span(sigma, at, count)
+            total = span(sums, k * SUMS * SQUARE, SUMS * SQUARE)
+            if learned:
+                judge_row(row, error, now, count, sign, factors, total)
+            else:
+                judge_fixed_row(row, error, now, count, sign, factors, total)
     totals = sums.reshape(sizes, SUMS, SQUARE)
     for k in range(sizes):
-        total, lost, huber = totals[k, 0].sum(), totals[k, 1].sum(), totals[k, 2].sum()
-        moment, both = totals[k, 3].sum(), totals[k, 4].sum()
-        stats[k, 0] = max(w, np.float32(0))
-        stats[k, 1], stats[k, 2], stats[k, 3] = total, lost, moment
-        stats[k, 4], stats[k, 5] = both, np.float32(0.5) * huber
+        stats[k, 0], stats[k, 5] = max(w, np.float32(0)), np.float32(0.5) * totals[k, 2].sum()
+        stats[k, 1], stats[k, 2] = totals[k, 0].sum(), totals[k, 1].sum()
+        stats[k, 3], stats[k, 4] = totals[k, 3].sum(), totals[k, 4].sum()
 
 
 @cached
 def weigh_usual(
-    sigma: Floats, w: Number, slopes: Floats, out: Floats, start: int, group_stride: int, stride: int
-) -> None:
+    sigma: Floats, w: Number, slopes: Floats, past: bool, out: Floats, start: int, group_stride: int,
+    stride: int,
+) -> None:  # fmt: skip
     """Write for every score and segment the gradients by totals, summed over the sizes that hold it.
 
     Args:
@@ -78,7 +87,8 @@ def weigh_usual(
         w: w1 or w2.
         slopes: For every size the factor of its weighted loss, and of its Huber losses with the size before
             and after [3, K'], zero behind the last size.
-        out: Aligned to 64 bytes; filled past the cache at start + g group_stride + n stride + k, flat, for
+        past: Whether to write past the cache.
+        out: Aligned to 64 bytes; filled at start + g group_stride + n stride + k, flat, for
             K' values of k.
         start: See there.
         group_stride: See there.
@@ -91,6 +101,7 @@ def weigh_usual(
             n = min(block, count - SQUARE)  # the last squares may overlap
             place = start + g * group_stride + n * stride
             at = g * sizes * count + n
-            weigh_columns(
-                flat, at, count, sizes, factors, slopes.reshape(-1), target, place, stride,
-            )  # fmt: skip
+            if past:
+                weigh_columns_past(flat, at, count, sizes, factors, slopes.reshape(-1), target, place, stride)
+            else:
+                weigh_columns(flat, at, count, sizes, factors, slopes.reshape(-1), target, place, stride)

@@ -109,7 +109,13 @@ def test_scores_that_are_not_kept_give_the_losses_and_gradients_of_the_specifica
 
 @pytest.mark.parametrize(
     "options",
-    [{"mutual": 0.0}, {"teach_down": True}, {"w1": -3.0, "w2": 4.0}, {"w1": 0.0, "w2": 0.0}],
+    [
+        {"mutual": 0.0},
+        {"teach_down": True},
+        {"w1": -3.0, "w2": 4.0},
+        {"w1": 0.0, "w2": 0.0},
+        {"learnable": False},
+    ],
     ids=str,
 )
 def test_the_usual_objective_in_all_forms_is_that_of_the_specification(options: dict[str, Any]) -> None:
@@ -120,7 +126,7 @@ def test_the_usual_objective_in_all_forms_is_that_of_the_specification(options: 
 def test_sigma_and_sums_are_those_of_double_precision(sign: float) -> None:
     scores = torch.linspace(-40, 40, 2 * 17 * 50).reshape(50, 17, 2).permute(2, 1, 0).contiguous()
     sigma, stats = torch.empty_like(scores), torch.empty(17, STATS)
-    judge_usual(scores.numpy(), np.float32(sign), np.float32(0.8), sigma.numpy(), stats.numpy())
+    judge_usual(scores.numpy(), np.float32(sign), np.float32(0.8), True, sigma.numpy(), stats.numpy())
     exact = (sign * scores).double()
     truth = exact.sigmoid()
     error = ((sigma - truth) / truth).abs()
