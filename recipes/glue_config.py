@@ -60,15 +60,18 @@ class Config:
         "med", "med; nested: plain mean over sizes; separate: one run per size; random: one size a step.",
         OBJECTIVES,
     )  # fmt: skip
-    mutual: float = flag(1.0, "Weight of mutual learning between neighbouring sizes; 0 is off.")
+    mutual: float = flag(0.1, "Weight of mutual learning between neighbouring sizes; 0 is off (paper: 1).")
     mutual_form: str = flag(
         "kl", "Distance between neighbours; regression uses huber.", ("kl", "huber", "huber-sigmoid")
     )
     teach_down: bool = flag(True, "Only the smaller of two neighbours learns from the pair.")
     w1: float = flag(1.0, "Weight of what the next smaller size got wrong; 0 is off (paper: starts at 1).")
-    w3: float = flag(1.0, "Dynamic loss weights exp(w3 d/D); 0 is off (paper: starts at 1).")
+    w3: float = flag(0.0, "Dynamic loss weights exp(w3 d/D); 0 is off (paper: starts at 1).")
     learnable_weights: bool = flag(False, "Train w1 and w3 (paper: yes; their loss gradient has one sign).")
-    size_weights: list[float] = flag([], "A constant weight per size; default all 1.")
+    size_weights: list[float] = flag(
+        [],
+        "A constant weight per size; default 1, for med each twice the next larger size's (docs/bert.md).",
+    )
     distill: float = flag(
         0.0,
         "Weight of in-place distillation from the largest size; 0 is off, --distill alone is 1.",
