@@ -31,12 +31,13 @@ from croppable.kge.pieces import LEAST, cut, on_all_threads
 from croppable.kge.ranking_kernels import SQUARED
 from croppable.kge.scores import Side
 from croppable.kge.step_kernels import LANES, own_scores, pool_scores, target_scores
-from croppable.kge.usual_kernels import judge_usual, weigh_usual
+from croppable.kge.usual_kernels import judge_own, judge_pool, judge_usual, weigh_usual
 from croppable.kge.vector_code import PERMUTED, SQUARE
 
 __all__ = ["Batch"]
 
 PIECE = 2**17  # scores of a piece, half a megabyte
+PIECES = 4  # for each thread, so that none waits long for another
 POOLED = 16  # queries whose weights for a pool stay in the cache
 
 
@@ -121,9 +122,10 @@ class Batch:
         return rows.view(-1, LANES, rows.shape[1]).transpose(1, 2).contiguous().numpy()
 
     def pieces(self) -> list[tuple[int, int]]:
-        """Ranges of queries whose scores stay in the cache."""
-        numbers = (1 + self.sigma.shape[-1]) * self.queries.shape[1]
-        return cut(len(self.queries), PIECE // self.sigma[0].numel(), numbers)
+        """Ranges of queries: whose scores stay in the cache, or a few for each thread if none are kept."""
+        count, numbers = len(self.queries), (1 + self.sigma.shape[-1]) * self.queries.shape[1]
+        many = -(-count // (PIECES * torch.get_num_threads()))
+        return cut(count, many if self.usual else PIECE // self.sigma[0].numel(), numbers)
 
     def judge(self) -> None:
         """Score and judge all candidates."""
@@ -139,21 +141,20 @@ class Batch:
         pool = None if self.pool is None else self._transposed_pool(self.pool)
 
         def piece(begin: int, end: int) -> None:
-            queries = self.queries[begin:end]
-            out = (
-                np.empty((end - begin, *sigma.shape[1:]), np.float32) if scores is None else scores[begin:end]
-            )
-            segments = (self.bounds, calibration)
-            if pool is None:
-                own_scores(kind, queries, self.table, negatives[begin:end], *segments, out)
+            segments, learned = (self.bounds, calibration), self.learned
+            if scores is None:
+                strength = (judging.w, learned, begin, end, sigma, stats[number[begin]])
+                if pool is None:
+                    judge_own(kind, self.queries, self.table, negatives, *segments, *strength)
+                else:
+                    judge_pool(kind, self.queries, pool, negatives, targets, *segments, *strength)
             else:
-                pool_scores(kind, queries, pool, negatives, targets[begin:end], *segments, out)
-            if self.usual:
-                judge_usual(
-                    out, judging.sign, judging.w, self.learned, sigma[begin:end], stats[number[begin]]
-                )
-            else:
-                judge(out, *judging, own, sigma[begin:end], stats[begin:end])
+                out = (*segments, begin, end, scores[begin:end])
+                if pool is None:
+                    own_scores(kind, self.queries, self.table, negatives, *out)
+                else:
+                    pool_scores(kind, self.queries, pool, negatives, targets, *out)
+                judge(scores[begin:end], *judging, own, sigma[begin:end], stats[begin:end])
             lanes = (min(-(-place // LANES) * LANES, len(targets)) for place in (begin, end))
             target_scores(kind, self.queries, self.table, targets, *segments, *lanes, self.own[0].numpy())
 

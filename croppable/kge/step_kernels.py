@@ -148,9 +148,11 @@ def own_scores(
     negatives: Ints,
     bounds: Ints,
     calibration: Floats,
+    begin: int,
+    end: int,
     out: Floats,
 ) -> None:
-    """Score every query's own candidates at every size.
+    """Score the own candidates of the queries begin..end at every size.
 
     Args:
         kind: PRODUCT, ABSOLUTE, SQUARED or MODULUS.
@@ -159,12 +161,14 @@ def own_scores(
         negatives: Entity ids [B, N].
         bounds: Where segments begin and end in a row [K + 1], from 0.
         calibration: Factor and offset of each size [2, K].
-        out: Filled with the scores [B, K, N].
+        begin: First query.
+        end: One more than the last query.
+        out: Filled with the scores [end - begin, K, N].
     """
     width, count = queries.shape[1], negatives.shape[1]
     tile = np.empty((min(CHUNK, width), LANES), np.float32)
     sums, offsets = np.empty(LANES, np.float32), np.empty(LANES + SQUARE, np.int64)
-    for b in range(len(queries)):
+    for b in range(begin, end):
         for start in range(0, count, LANES):
             for n in range(LANES):  # places behind the last candidate repeat it
                 offsets[n] = negatives[b, min(start + n, count - 1)] * width
@@ -176,9 +180,11 @@ def own_scores(
             sums[:] = 0
             k = 0
             for first in range(0, width, CHUNK):
-                end = min(first + CHUNK, width)
-                _turn_rows(table, offsets, first, end, tile)
-                k = _sum_tile(kind, sums, query, tile, first, end, bounds, calibration, k, out, b, start)
+                last = min(first + CHUNK, width)
+                _turn_rows(table, offsets, first, last, tile)
+                k = _sum_tile(
+                    kind, sums, query, tile, first, last, bounds, calibration, k, out, b - begin, start
+                )
 
 
 @cached
@@ -190,9 +196,11 @@ def pool_scores(
     targets: Ints,
     bounds: Ints,
     calibration: Floats,
+    begin: int,
+    end: int,
     out: Floats,
 ) -> None:
-    """Score candidates that all queries share at every size; the target itself never counts.
+    """Score candidates that all queries share for the queries begin..end; the target itself never counts.
 
     Args:
         kind: PRODUCT, ABSOLUTE, SQUARED or MODULUS.
@@ -202,19 +210,21 @@ def pool_scores(
         targets: Entity ids [B].
         bounds: Where segments begin and end in a row [K + 1], from 0.
         calibration: Factor and offset of each size [2, K].
-        out: Filled with the scores [B, K, C]; `MASKED` where a candidate is the target.
+        begin: First query.
+        end: One more than the last query.
+        out: Filled with the scores [end - begin, K, C]; `MASKED` where a candidate is the target.
     """
     width = queries.shape[1]
     sums = np.empty(LANES, np.float32)
     for index in range(len(pool)):
         start, stop = index * LANES, min((index + 1) * LANES, len(columns))
-        for b in range(len(queries)):
+        for b in range(begin, end):
             query = span(queries, b * width, width)
             sums[:] = 0
-            _sum_tile(kind, sums, query, pool[index], 0, width, bounds, calibration, 0, out, b, start)
+            _sum_tile(kind, sums, query, pool[index], 0, width, bounds, calibration, 0, out, b - begin, start)
             for n in range(start, stop):
                 if columns[n] == targets[b]:
-                    out[b, :, n] = MASKED
+                    out[b - begin, :, n] = MASKED
 
 
 @cached

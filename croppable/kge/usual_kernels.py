@@ -23,12 +23,13 @@ from croppable.kge.judge_code import (
     weigh_columns_past,
 )
 from croppable.kge.loss_kernels import Number
-from croppable.kge.step_kernels import Floats
+from croppable.kge.step_kernels import Floats, Ints, own_scores, pool_scores
 from croppable.kge.vector_code import SQUARE, cached, part, span
 
-__all__ = ["STEEPEST", "judge_usual", "weigh_usual"]
+__all__ = ["STEEPEST", "judge_own", "judge_pool", "judge_usual", "weigh_usual"]
 
 STEEPEST = 4.0  # bound of w1 and w2, for which the polynomial of weights is made
+FEW = 4  # queries whose scores wait to be judged
 _EXP_NEAR = np.array(EXP_NEAR, np.float32)
 
 
@@ -43,6 +44,35 @@ def _polynomial(w: Number) -> Floats:
     return factors
 
 
+@part
+def _judge_groups(
+    scores: Floats, first: int, groups: int, sign: Number, learned: bool, factors: Floats, sigma: Floats,
+    sums: Floats,
+) -> None:  # fmt: skip
+    """Judge all scores given; sigma of the group ``first`` and those behind is filled, ``sums`` added to."""
+    sizes, count = scores.shape[1], scores.shape[2]
+    nobody = np.zeros(count, np.float32)
+    for g in range(groups):
+        for k in range(sizes):
+            at, place = (g * sizes + k) * count, ((first + g) * sizes + k) * count
+            error = span(sigma, place - count, count) if k else span(nobody, 0, count)
+            row, now = span(scores, at, count), span(sigma, place, count)
+            total = span(sums, k * SUMS * SQUARE, SUMS * SQUARE)
+            if learned:
+                judge_row(row, error, now, count, sign, factors, total)
+            else:
+                judge_fixed_row(row, error, now, count, sign, factors, total)
+
+
+@part
+def _fill_stats(sums: Floats, w: Number, stats: Floats) -> None:
+    totals = sums.reshape(len(stats), SUMS, SQUARE)
+    for k in range(len(stats)):
+        stats[k, 0], stats[k, 5] = max(w, np.float32(0)), np.float32(0.5) * totals[k, 2].sum()
+        stats[k, 1], stats[k, 2] = totals[k, 0].sum(), totals[k, 1].sum()
+        stats[k, 3], stats[k, 4] = totals[k, 3].sum(), totals[k, 4].sum()
+
+
 @cached
 def judge_usual(scores: Floats, sign: Number, w: Number, learned: bool, sigma: Floats, stats: Floats) -> None:
     """Judge every score as a negative: sigma, and the sums that the losses are made of, over all groups.
@@ -55,24 +85,70 @@ def judge_usual(scores: Floats, sign: Number, w: Number, learned: bool, sigma: F
         sigma: Filled with sigma(sign score) [G, K, N].
         stats: Filled as `judge` does [K, STATS].
     """
-    sizes, count = scores.shape[1], scores.shape[2]
-    factors, nobody = _polynomial(w), np.zeros(count, np.float32)
-    sums = np.zeros(sizes * SUMS * SQUARE, np.float32)
-    for g in range(len(scores)):
-        for k in range(sizes):
-            at = (g * sizes + k) * count
-            error = span(sigma, at - count, count) if k else span(nobody, 0, count)
-            row, now = span(scores, at, count), span(sigma, at, count)
-            total = span(sums, k * SUMS * SQUARE, SUMS * SQUARE)
-            if learned:
-                judge_row(row, error, now, count, sign, factors, total)
-            else:
-                judge_fixed_row(row, error, now, count, sign, factors, total)
-    totals = sums.reshape(sizes, SUMS, SQUARE)
-    for k in range(sizes):
-        stats[k, 0], stats[k, 5] = max(w, np.float32(0)), np.float32(0.5) * totals[k, 2].sum()
-        stats[k, 1], stats[k, 2] = totals[k, 0].sum(), totals[k, 1].sum()
-        stats[k, 3], stats[k, 4] = totals[k, 3].sum(), totals[k, 4].sum()
+    sums = np.zeros(len(stats) * SUMS * SQUARE, np.float32)
+    _judge_groups(scores, 0, len(scores), sign, learned, _polynomial(w), sigma, sums)
+    _fill_stats(sums, w, stats)
+
+
+@cached
+def judge_own(
+    kind: int, queries: Floats, table: Floats, negatives: Ints, bounds: Ints, calibration: Floats, w: Number,
+    learned: bool, begin: int, end: int, sigma: Floats, stats: Floats,
+) -> None:  # fmt: skip
+    """Score and judge the own candidates of queries, a few at a time, so that scores stay in the cache.
+
+    Args:
+        kind: As all to ``calibration`` and then ``begin`` and ``end``, in `own_scores`.
+        queries: See there.
+        table: See there.
+        negatives: See there.
+        bounds: See there.
+        calibration: See there.
+        w: w2.
+        learned: As in `judge_usual`.
+        begin: See there.
+        end: See there.
+        sigma: Filled for these queries [B, K, N].
+        stats: As in `judge_usual`.
+    """
+    sums, factors = np.zeros(len(stats) * SUMS * SQUARE, np.float32), _polynomial(w)
+    scores = np.empty((FEW, len(stats), negatives.shape[1]), np.float32)
+    for b in range(begin, end, FEW):
+        last = min(b + FEW, end)
+        own_scores(kind, queries, table, negatives, bounds, calibration, b, last, scores)
+        _judge_groups(scores, b, last - b, np.float32(1), learned, factors, sigma, sums)
+    _fill_stats(sums, w, stats)
+
+
+@cached
+def judge_pool(
+    kind: int, queries: Floats, pool: Floats, columns: Ints, targets: Ints, bounds: Ints, calibration: Floats,
+    w: Number, learned: bool, begin: int, end: int, sigma: Floats, stats: Floats,
+) -> None:  # fmt: skip
+    """As `judge_own`, for candidates that all queries share.
+
+    Args:
+        kind: As all to ``calibration``, in `pool_scores`.
+        queries: See there.
+        pool: See there.
+        columns: See there.
+        targets: See there.
+        bounds: See there.
+        calibration: See there.
+        w: As all that follow, in `judge_own`.
+        learned: See there.
+        begin: See there.
+        end: See there.
+        sigma: See there.
+        stats: See there.
+    """
+    sums, factors = np.zeros(len(stats) * SUMS * SQUARE, np.float32), _polynomial(w)
+    scores = np.empty((FEW, len(stats), len(columns)), np.float32)
+    for b in range(begin, end, FEW):
+        last = min(b + FEW, end)
+        pool_scores(kind, queries, pool, columns, targets, bounds, calibration, b, last, scores)
+        _judge_groups(scores, b, last - b, np.float32(1), learned, factors, sigma, sums)
+    _fill_stats(sums, w, stats)
 
 
 @cached

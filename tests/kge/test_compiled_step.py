@@ -17,7 +17,7 @@ from croppable.kge.model import KGEModel
 from croppable.kge.objective import LinkPrediction
 from croppable.kge.scores import SCORES
 from croppable.kge.step_kernels import own_scores, pool_scores, target_scores
-from croppable.kge.usual_kernels import judge_usual, weigh_usual
+from croppable.kge.usual_kernels import judge_own, judge_pool, judge_usual, weigh_usual
 from croppable.med import MED
 
 SIZES = (10, 20, 40, 80, 160)
@@ -201,7 +201,7 @@ def test_two_threads_give_what_one_gives(score: str, shared: bool, calibration: 
 def test_a_run_of_the_same_shapes_compiles_each_kernel_once() -> None:
     kernels: list[Any] = [
         own_scores, pool_scores, target_scores, judge, judge_gradients, gather_weights,
-        row_gradients, pool_gradients, judge_usual, weigh_usual,
+        row_gradients, pool_gradients, judge_usual, judge_own, judge_pool, weigh_usual,
     ]  # fmt: skip
     for score in ADDITIVE:
         for sizes in (SIZES, MANY, (24,)):
