@@ -34,9 +34,9 @@ from croppable.med import MED
 E, D, B, N = 14_541, 640, 512, 64
 SIZES = {"1 size": (D,), "64 sizes": tuple(range(10, D + 1, 10))}
 KERNELS = {
-    "own_scores": "score the negatives",
+    "judge_own": "score and judge the negatives",
     "target_scores": "score the targets",
-    "judge_usual": "losses",
+    "judge_usual": "judge the targets",
     "weigh_usual": "weights of segments",
     "row_gradients": "gradients of table and queries",
 }
@@ -61,8 +61,7 @@ def floors(sizes: int) -> dict[str, tuple[float, float]]:
     """Return the bytes and the vector operations that each part needs at the very least."""
     rows, table, terms, scores = 4 * B * N * D, 4 * E * D, B * N * D, B * N * sizes
     return {
-        "own_scores": (rows, 3 * terms),
-        "judge_usual": (4 * scores, 42 * scores),
+        "judge_own": (rows + 4 * scores, 3 * terms + 38 * scores),
         "weigh_usual": (8 * scores, 16 * scores),
         "row_gradients": (2 * table + 4 * scores, 7 * terms),
         "optimizer": (7 * table, 12 * E * D),

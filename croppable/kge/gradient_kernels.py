@@ -34,7 +34,7 @@ from croppable.kge.vector_code import PERMUTED, SQUARE, cached, part, prefetch, 
 __all__ = ["gather_weights", "group_uses", "pool_gradients", "row_gradients"]
 
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
-AHEAD = 4  # rows and weights that are asked for while one is in work
+AHEAD = 12  # rows and weights that are asked for while one is in work
 
 Places = NDArray[np.int32]
 
