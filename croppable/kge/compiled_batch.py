@@ -20,14 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from croppable.kge.compiled_plan import Plan
-from croppable.kge.gradient_kernels import (
-    gather_weights,
-    group_uses,
-    pool_gradients,
-    row_gradients,
-)
+from croppable.kge.gradient_kernels import gather_weights, group_uses, pool_gradients, row_gradients
 from croppable.kge.loss_kernels import STATS, judge, judge_gradients
-from croppable.kge.pieces import LEAST, cut, on_all_threads
+from croppable.kge.pieces import LEAST, cut, even_cuts, on_all_threads
 from croppable.kge.ranking_kernels import SQUARED
 from croppable.kge.scores import Side
 from croppable.kge.step_kernels import LANES, own_scores, pool_scores, target_scores
@@ -137,7 +132,6 @@ class Batch:
         number = {begin: i for i, (begin, _) in enumerate(pieces)}
         self.stats = torch.empty(len(pieces) if self.usual else len(sigma), sigma.shape[1], STATS)
         stats = self.stats.numpy()
-
         pool = None if self.pool is None else self._transposed_pool(self.pool)
 
         def piece(begin: int, end: int) -> None:
@@ -323,7 +317,7 @@ class Batch:
             group_uses(own, starts, uses)
         out = torch.empty(len(rows), self.table.shape[1])
         work = (len(rows) + len(uses)) * self.queries.shape[1]
-        bounds = _even_cuts(starts, max(1, min(torch.get_num_threads(), work // LEAST)))
+        bounds = even_cuts(starts, max(1, min(torch.get_num_threads(), work // LEAST)))
         by_queries = torch.zeros(len(bounds) - 1, *self.queries.shape)
 
         def piece(index: int, _: int) -> None:
@@ -338,13 +332,6 @@ class Batch:
         for more in by_queries:
             found.queries.add_(more)
         return touched, out
-
-
-def _even_cuts(starts: NDArray[Any], count: int) -> list[int]:
-    """Cut rows into ``count`` pieces of as much work: a row costs about as much as one of its uses."""
-    work = starts + np.arange(len(starts))
-    cuts = np.searchsorted(work, work[-1] * np.arange(1, count) // count)
-    return [0, *cuts.tolist(), len(starts) - 1]
 
 
 def _add_rows(table: Tensor, touched: Tensor | None, ids: Tensor, more: Tensor) -> None:

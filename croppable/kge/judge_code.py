@@ -85,22 +85,22 @@ def _judged(score: Vector, error: Vector, coefficients: list[Vector]) -> tuple[V
 
 
 def _judge_row_code(sums_kept: int) -> Callable[..., Any]:
+    """Make the code that judges the scores of a row as negatives.
+
+    Arguments of the code:
+        scores: [N].
+        error: Sigma of the size before, or zeros [N].
+        sigma: Filled [N].
+        count: N.
+        sign: 1, or -1 to judge targets.
+        coefficients: Polynomial of weights, around an error of one half [7].
+        sums: Added to [SUMS, SQUARE], the first ``sums_kept`` of them.
+    """
+
     def code(
         _context: Any, scores: Any, error: Any, sigma: Any, count: Any, sign: Any, coefficients: Any,
         sums: Any,
     ) -> Any:  # fmt: skip
-        """Judge the scores of a row as negatives.
-
-        Args:
-            scores: [N].
-            error: Sigma of the size before, or zeros [N].
-            sigma: Filled [N].
-            count: N.
-            sign: 1, or -1 to judge targets.
-            coefficients: Polynomial of weights, around an error of one half [7].
-            sums: Added to [SUMS, SQUARE], or only the first three.
-        """
-
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             row, before, out = (data_of(context, builder, signature.args[i], arguments[i]) for i in range(3))
             factors, total = (data_of(context, builder, signature.args[i], arguments[i]) for i in (5, 6))
@@ -137,26 +137,26 @@ def _judge_row_code(sums_kept: int) -> Callable[..., Any]:
 
 
 def _weigh_columns_code(past: bool) -> Callable[..., Any]:
+    """Make the code that writes, for SQUARE scores, gradients summed over the sizes that hold a segment.
+
+    Arguments of the code:
+        sigma: Flat, of all sizes of a query [K N].
+        at: Where the first of the scores lies in it.
+        count: N.
+        sizes: K.
+        coefficients: As in `judge_row`.
+        slopes: For every size the factor of its weighted loss, and of its Huber losses with the size
+            before and after [3, K'], zero behind the last size.
+        out: Flat, aligned to 64 bytes, filled (where ``past``, past the cache) at start + n stride + k for
+            the SQUARE scores n and K' sizes k.
+        start: See there.
+        stride: See there.
+    """
+
     def code(
         _context: Any, sigma: Any, at: Any, count: Any, sizes: Any, coefficients: Any, slopes: Any, out: Any,
         start: Any, stride: Any,
     ) -> Any:  # fmt: skip
-        """Write, for SQUARE scores, the gradients by totals summed over the sizes that hold a segment.
-
-        Args:
-            sigma: Flat, of all sizes of a query [K N].
-            at: Where the first of the scores lies in it.
-            count: N.
-            sizes: K.
-            coefficients: As in `judge_row`.
-            slopes: For every size the factor of its weighted loss, and of its Huber losses with the size
-                before and after [3, K'], zero behind the last size.
-            out: Flat, aligned to 64 bytes, filled at start + n stride + k for the SQUARE
-                scores n and K' sizes k.
-            start: See there.
-            stride: See there.
-        """
-
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             source, factors, slope, target = (
                 data_of(context, builder, signature.args[i], arguments[i]) for i in (0, 4, 5, 6)

@@ -16,9 +16,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-__all__ = ["LEAST", "cut", "on_all_threads"]
+__all__ = ["LEAST", "cut", "even_cuts", "on_all_threads"]
 
 LEAST = 2**15  # numbers worth a thread, as in torch: on busy cores, starting one can cost milliseconds
 
@@ -90,3 +92,10 @@ def cut(count: int, largest: int, numbers: int = LEAST) -> list[tuple[int, int]]
     worth = max(number, count * numbers // LEAST)
     number = min(count, worth, -(-number // threads) * threads)
     return [(count * i // number, count * (i + 1) // number) for i in range(number)]
+
+
+def even_cuts(starts: NDArray[Any], count: int) -> list[int]:
+    """Cut rows into ``count`` pieces of as much work: a row costs about as much as one of its uses."""
+    work = starts + np.arange(len(starts))
+    cuts = np.searchsorted(work, work[-1] * np.arange(1, count) // count)
+    return [0, *cuts.tolist(), len(starts) - 1]
