@@ -137,20 +137,20 @@ class Batch:
         def piece(begin: int, end: int) -> None:
             segments, learned = (self.bounds, calibration), self.learned
             if scores is None:
-                strength = (judging.w, learned, begin, end, sigma, stats[number[begin]])
+                strength: Any = (judging.w, learned, begin, end, sigma, stats[number[begin]])
                 if pool is None:
                     judge_own(kind, self.queries, self.table, negatives, *segments, *strength)
                 else:
                     judge_pool(kind, self.queries, pool, negatives, targets, *segments, *strength)
             else:
-                out = (*segments, begin, end, scores[begin:end])
+                out: Any = (*segments, begin, end, scores[begin:end])
                 if pool is None:
                     own_scores(kind, self.queries, self.table, negatives, *out)
                 else:
                     pool_scores(kind, self.queries, pool, negatives, targets, *out)
                 judge(scores[begin:end], *judging, own, sigma[begin:end], stats[begin:end])
-            lanes = (min(-(-place // LANES) * LANES, len(targets)) for place in (begin, end))
-            target_scores(kind, self.queries, self.table, targets, *segments, *lanes, self.own[0].numpy())
+            begin, end = (min(-(-place // LANES) * LANES, len(targets)) for place in (begin, end))
+            target_scores(kind, self.queries, self.table, targets, *segments, begin, end, self.own[0].numpy())
 
         on_all_threads(piece, pieces)
         judging = plan.judging(True, *self.strengths)
@@ -224,15 +224,15 @@ class Batch:
             slope[2, : sizes - 1] = pulls[1:] * scale[:-1]
         weights, sigma, stride = torch.empty(batch, uses, padded), self.sigma.numpy(), uses * padded
         w1, w2 = (np.float32(float(w)) for w in self.strengths)
-        out, slope = weights.view(-1).numpy(), slopes[1].numpy()
+        out, by_score = weights.view(-1).numpy(), slopes[1].numpy()
         weigh_usual(self.own_sigma.numpy(), w1, slopes[0].numpy(), True, out, 0, 0, stride)
 
         def piece(begin: int, end: int) -> None:
-            weigh_usual(sigma[begin:end], w2, slope, True, out, begin * stride + padded, stride, padded)
+            weigh_usual(sigma[begin:end], w2, by_score, True, out, begin * stride + padded, stride, padded)
 
         def for_pool(begin: int, end: int) -> NDArray[Any]:
             some = torch.empty(end - begin, 1 + count, padded).numpy()
-            weigh_usual(sigma[begin:end], w2, slope, False, some.reshape(-1), padded, some[0].size, padded)
+            weigh_usual(sigma[begin:end], w2, by_score, False, some.reshape(-1), padded, some[0].size, padded)
             return some
 
         if self.shared:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from torch import Tensor
 
 from croppable.kge.pieces import cut, on_all_threads
@@ -52,7 +53,10 @@ def update_rows(
         eps: Keeps the quotient finite.
     """
     gradients, totals, table = (t.detach().flatten(1) for t in (gradients, totals, table))
-    arrays = [t.numpy() for t in (rows.contiguous(), gradients, totals, table)]
-    numbers = (arrays[3].dtype.type(lr), arrays[3].dtype.type(eps))
-    pieces = cut(len(rows), len(rows), table.shape[1])
-    on_all_threads(lambda begin, end: _update_rows(*arrays, *numbers, begin, end), pieces)
+    ids, by_row, sums, values = (t.numpy() for t in (rows.contiguous(), gradients, totals, table))
+    rate, small = np.float32(lr), np.float32(eps)
+
+    def piece(begin: int, end: int) -> None:
+        _update_rows(ids, by_row, sums, values, rate, small, begin, end)
+
+    on_all_threads(piece, cut(len(rows), len(rows), table.shape[1]))
