@@ -171,8 +171,8 @@ def test_the_seed_decides_everything(plain: tuple[Path, Any], run: Run, tmp_path
 
 
 def test_a_sparse_gradient_trains_the_same_model(run: Run, tmp_path: Path) -> None:
-    flags = {"loss": "bce", "negatives": "shared", "num_negatives": 8, "n3": 0, "mutual_form": "huber-sigmoid",
-             "compile": "auto", "init_scale": 0.5}  # fmt: skip
+    flags = {"loss": "bce", "negatives": "shared", "num_negatives": 8, "mutual_form": "huber-sigmoid",
+             "n3": 0, "compile": "auto", "init_scale": 0.5}  # fmt: skip
     found = []
     for choice in ("on", "off"):
         assert run(tmp_path / choice, sparse_gradient=choice, **flags) == 0
