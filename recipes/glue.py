@@ -59,7 +59,6 @@ def build_step(config: Config, task: Task, model: Any, sizes: tuple[int, ...]) -
     """Make the objective and the training step."""
     med = config.objective == "med"
     together = len(sizes) > 1
-    weights = config.size_weights or [2.0**k if med else 1.0 for k in reversed(range(len(sizes)))]
     objective = MED(
         sizes,
         task="regression" if task.regression else "multiclass",
@@ -70,7 +69,7 @@ def build_step(config: Config, task: Task, model: Any, sizes: tuple[int, ...]) -
         w3=config.w3 if med else 0.0,
         learnable=config.learnable_weights and med,
         distill=config.distill if together else 0.0,
-        size_weights=weights if together else None,
+        size_weights=config.size_weights if config.size_weights and together else None,
     )
     objective.w2.requires_grad_(False)  # negatives of link prediction only
     return FineTuning(

@@ -69,8 +69,7 @@ class Config:
     w3: float = flag(0.0, "Dynamic loss weights exp(w3 d/D); 0 is off (paper: starts at 1).")
     learnable_weights: bool = flag(False, "Train w1 and w3 (paper: yes; their loss gradient has one sign).")
     size_weights: list[float] = flag(
-        [],
-        "A constant weight per size; default 1, for med each twice the next larger size's (docs/bert.md).",
+        [], "A constant weight per size; default all 1. Few steps: larger for small sizes (docs/bert.md)."
     )
     distill: float = flag(
         0.0,
