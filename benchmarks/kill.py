@@ -139,7 +139,7 @@ def measure(kills: int, seed: int, folder: Path) -> dict[str, Any]:
     untouched, killed = (flags + f" --output_dir {folder / name}" for name in ("untouched", "killed"))
     finish(start(recipe, log, untouched.split()), log)
     killed += " --checkpointing_steps 1"
-    states, moments = folder / "killed" / recipe.STATES, random.Random(seed)
+    states, moments = folder / "killed" / sys.modules["kge_config"].STATES, random.Random(seed)
     outcomes = []
     for number in range(kills):
         resume = " --resume_from_checkpoint latest" if number else ""
