@@ -48,8 +48,8 @@ BUDGETS: dict[str, dict[str, tuple[int, str]]] = {
     "cpu": {
         "cola": (2, "--max_length 32"),
         "sst2": (1, "--max_length 32 --max_train_samples 20000"),
-        "mrpc": (3, "--max_length 128 --per_device_train_batch_size 16"),
-        "rte": (3, "--max_length 128 --per_device_train_batch_size 16"),
+        "mrpc": (2, "--max_length 128 --per_device_train_batch_size 16"),
+        "rte": (2, "--max_length 128 --per_device_train_batch_size 16"),
         "stsb": (2, "--max_length 128"),
     },
     "gpu": {
