@@ -1,6 +1,7 @@
 """Filtered evaluation: croppable at all sizes against PyKEEN at one size, in one run.
 
     python benchmarks/evaluation.py --data_dir DATA/kg/fb15k-237
+    python benchmarks/evaluation.py --data_dir DATA/kg/fb15k-237 --device cuda --output_dir docs/results/gpu
 
 Both rank the test split on both sides against all entities, filtered by all splits. The runs alternate, and
 medians over the repeats are compared. PyKEEN ranks a stated slice of the test triples and its time is
@@ -36,17 +37,22 @@ COUNTING = 4  # per candidate, target and size: two comparisons and two addition
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Return how long ``work`` takes."""
+    """Return how long ``work`` takes, what it leaves to a GPU included."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
     start = time.perf_counter()
     work()
+    wait()
     return time.perf_counter() - start
 
 
-def machine() -> dict[str, Any]:
+def machine(device: str) -> dict[str, Any]:
     """Describe what the times belong to."""
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     packages = {name: version(name) for name in ("torch", "numba", "pykeen")}
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
     return {
+        **gpu,
         "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -55,9 +61,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def product_rate() -> float:
+def product_rate(device: str) -> float:
     """Return multiply-adds per second of a large float32 matrix product, the best of five."""
-    a, b = torch.randn(4096, 1024), torch.randn(1024, 4096)
+    a, b = torch.randn(4096, 1024, device=device), torch.randn(1024, 4096, device=device)
     return 4096 * 1024 * 4096 / min(seconds(lambda: a @ b) for _ in range(5))
 
 
@@ -87,7 +93,7 @@ def pykeen_evaluation(model: KGEModel, graph: KnowledgeGraph, batch_size: int) -
 
     def table(rows: Tensor) -> dict[str, Any]:
         dtype = torch.cfloat if rows.ndim == 3 else torch.float
-        initializer = PretrainedInitializer(rows.detach())
+        initializer = PretrainedInitializer(rows.detach().cpu())
         return {"shape": rows.shape[1:2], "dtype": dtype, "initializer": initializer}
 
     peer = ERModel(
@@ -98,7 +104,7 @@ def pykeen_evaluation(model: KGEModel, graph: KnowledgeGraph, batch_size: int) -
         relation_representations=Embedding,
         relation_representations_kwargs=table(model.relation),
         random_seed=0,
-    )
+    ).to(model.entity.device)
     others = [graph.train, graph.valid, graph.test]
 
     def evaluate(triples: Tensor) -> object:
@@ -113,6 +119,7 @@ def measure(score: str, graph: KnowledgeGraph, arguments: argparse.Namespace) ->
     """Time both on one score function and return a row of the table."""
     torch.manual_seed(0)
     model = KGEModel(graph.num_entities, graph.num_relations, arguments.sizes, score, init_scale=0.5)
+    model = model.to(arguments.device)
     known = KnownTriples(graph.triples, graph.num_entities, graph.num_relations)
     peer = pykeen_evaluation(model, graph, arguments.peer_batch_size)
     chosen = torch.randperm(len(graph.test))[: arguments.peer_triples]
@@ -121,7 +128,7 @@ def measure(score: str, graph: KnowledgeGraph, arguments: argparse.Namespace) ->
     peer(some[:32])
     ours, theirs, rates = [], [], []
     for repeat in range(arguments.repeats):
-        rates.append(product_rate())
+        rates.append(product_rate(arguments.device))
         ours.append(seconds(lambda: rank_triples(model, graph.test, known)))
         theirs.append(seconds(lambda: peer(some)) * len(graph.test) / len(some))
         print(f"{score} run {repeat}: ours {ours[-1]:.1f} s, PyKEEN {theirs[-1]:.0f} s for the whole split")
@@ -186,11 +193,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peer_triples", type=int, default=512)
     parser.add_argument("--peer_batch_size", type=int, default=16)
+    parser.add_argument("--device", default="cpu", help="where both rank: cpu, cuda, cuda:1")
     parser.add_argument("--output_dir", type=Path, default=Path("docs/results"))
     arguments = parser.parse_args()
     graph = read_graph(arguments.data_dir)
     print(graph.summary())
-    result: dict[str, Any] = {"dataset": graph.name, "repeats": arguments.repeats, "machine": machine()}
+    about = machine(arguments.device)
+    result: dict[str, Any] = {"dataset": graph.name, "repeats": arguments.repeats, "machine": about}
     result["rows"] = [measure(score, graph, arguments) for score in arguments.scores]
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     (arguments.output_dir / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")

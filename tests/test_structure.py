@@ -43,6 +43,7 @@ OWNERS = {
 OWNED_BY_FOLDER = {
     "transformers": "croppable.text.",
     "numba": "croppable.kge.",
+    "triton": "croppable.kge.",
     "pyarrow": ("croppable.kge.", "croppable.text."),
 }
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import gcd
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from croppable.compiling import import_gpu_kernels
 from croppable.kge.scores import Score, Side
 
 __all__ = ["damped", "prefix_scores", "prefix_sums", "scores_at", "segment_terms"]
@@ -94,7 +96,8 @@ def prefix_scores(
     """Score candidates at every size; arguments as in `scores_at`.
 
     Additive scores form each dim's term once. Shared candidates of a product score are one matrix product
-    per segment. Scores that are not additive run size by size.
+    per segment; those of a distance on a CUDA device are summed by a kernel (croppable/kge/pool_triton.py).
+    Scores that are not additive run size by size.
 
     Returns:
         ``[K, B, N]`` or ``[K, B, C]``.
@@ -120,6 +123,10 @@ def segment_terms(score: Score, sizes: Sequence[int], query: Tensor, pool: Tenso
     Returns:
         ``[K, B, C]``; running sums over K are the totals of sizes, before `Score.finish`.
     """
+    kernels = _pool_kernels(score, query)
+    if kernels is not None:
+        found: Tensor = kernels.terms_of_segments(score, sizes, query, pool)
+        return found
     terms = query.new_empty(len(sizes), len(query), len(pool))
     parts = query[0, 0].numel()
     with torch.no_grad():
@@ -134,6 +141,10 @@ def segment_terms(score: Score, sizes: Sequence[int], query: Tensor, pool: Tenso
 
 def _shared_totals(score: Score, sizes: Sequence[int], query: Tensor, pool: Tensor) -> Tensor:
     """Running sums over segments for candidates shared by all queries, ``[K, B, C]``."""
+    kernels = _pool_kernels(score, query)
+    if kernels is not None:
+        found: Tensor = kernels.segment_sums(score, sizes, query, pool).cumsum(0)
+        return found
     totals: list[Tensor] = []
     start = 0
     for size in sizes:
@@ -143,3 +154,14 @@ def _shared_totals(score: Score, sizes: Sequence[int], query: Tensor, pool: Tens
         totals.append(totals[-1] + segment if totals else segment)
         start = size
     return torch.stack(totals)
+
+
+def _pool_kernels(score: Score, query: Tensor) -> ModuleType | None:
+    """Return the kernels that sum terms of shared candidates, or None where PyTorch does.
+
+    Under ``torch.compile`` the compiler fuses the operations itself.
+    """
+    if score.product or query.dtype != torch.float32 or torch.compiler.is_compiling():
+        return None
+    kernels = import_gpu_kernels("croppable.kge.pool_triton", query.device)
+    return kernels if kernels is not None and kernels.supports(score) else None

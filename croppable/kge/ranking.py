@@ -21,11 +21,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from croppable.compiling import import_gpu_kernels
 from croppable.core import Nested, validate_sizes
 from croppable.kge.known import SIDES, KnownTriples
 
@@ -82,13 +84,15 @@ def rank_triples(
 ) -> Ranks:
     """Rank the tail and the head of every triple against all entities, filtered, at every size.
 
-    The reference runs the model's own forward. Additive scores in float32 on the CPU are ranked by a compiled
-    kernel instead (numba, extra "kge"), much faster; ranks are equal but where scores differ by rounding.
+    The reference runs the model's own forward. Additive scores in float32 are ranked by compiled kernels
+    instead, on the CPU (numba, extra "kge"), much faster, and on CUDA devices (Triton, which torch brings
+    along); ranks are equal but where scores differ by rounding.
 
     Memory beside the model and the result. Reference: 4 * K * batch_size * E bytes of scores, and what the
     forward needs for batch_size queries against candidate_chunk entities. Compiled, with W numbers in a row:
     4 * W * (4 * batch_size + 2 * candidate_chunk) bytes, 20 * K for every triple that asks a query of the
-    batch, and 32 for every known answer of the batch. Both count the result in 16 * K * T bytes more.
+    batch, and 32 for every known answer of the batch; on CUDA devices batch_size * candidate_chunk more.
+    Both count the result in 16 * K * T bytes more.
 
     Args:
         model: A `KGEModel`, or any croppable module with its forward and counts.
@@ -169,20 +173,31 @@ def _count_each(
 
 
 def _compiled_count(model: nn.Module) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """Return the compiled form of `count_reference` if numba is there and the kernel can rank the model."""
-    if find_spec("numba") is None:
-        _say_once("ranking without the compiled kernel, many times slower: pip install numba")
+    """Return the compiled form of `count_reference` if there are kernels that can rank the model."""
+    kernels = _kernels(next(model.parameters()).device)
+    if kernels is None or not kernels.supports(model):
         return None
-    from croppable.kge import ranking_compiled
 
     def count(model: Any, triples: Tensor, *task: Any) -> tuple[Tensor, Tensor]:
-        greater_KT, equal_KT, broken_T = ranking_compiled.count_compiled(model, triples, *task)
+        greater_KT, equal_KT, broken_T = kernels.count_compiled(model, triples, *task)
         if broken_T.any():  # the reference says which score it is, or ranks what only the kernel's sums lost
             again = count_reference(model, triples[broken_T], *task)
             greater_KT[:, broken_T], equal_KT[:, broken_T] = again
         return greater_KT, equal_KT
 
-    return count if ranking_compiled.supports(model) else None
+    return count
+
+
+def _kernels(device: torch.device) -> ModuleType | None:
+    """Return the module of kernels that ranks on a device, if there is one."""
+    if device.type != "cpu":
+        return import_gpu_kernels("croppable.kge.ranking_triton", device)
+    if find_spec("numba") is None:
+        _say_once("ranking without the compiled kernel, many times slower: pip install numba")
+        return None
+    from croppable.kge import ranking_compiled
+
+    return ranking_compiled
 
 
 @cache
