@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from kge_config import DISTILLED, EXTRACTED, PER_SIZE, Config
+from kge_config import DISTILLED, EXTRACTED, PER_SIZE, TAUGHT, Config
 from kge_data import Task
 from kge_output import model_folder
 from torch import nn
@@ -37,15 +37,19 @@ def training_order(config: Config) -> list[tuple[int, ...]]:
 def given_model(config: Config, task: Task, sizes: tuple[int, ...]) -> KGEModel | None:
     """Return the model of these sizes if nothing is to be trained: the teacher."""
     teacher = task.teacher
-    if teacher is None or (config.objective in DISTILLED and teacher.size != sizes[-1]):
-        return None
-    return baselines.extract(teacher, (teacher.size,))
+    ready = config.objective in EXTRACTED or (
+        config.objective in DISTILLED and teacher is not None and teacher.size == sizes[-1]
+    )
+    return baselines.extract(teacher, (teacher.size,)) if teacher is not None and ready else None
 
 
 def teacher_of(config: Config, task: Task, size: int) -> KGEModel | None:
-    """Return the model that teaches the one of ``size``: the next larger one for ta, else the largest."""
+    """Return the model that teaches the one of ``size``: the next larger one for ta, else the largest.
+
+    A nested run has the teacher that it is given, for all of its sizes.
+    """
     if config.objective not in DISTILLED:
-        return None
+        return task.teacher if config.objective in TAUGHT else None
     larger = [s for s in config.sizes if s > size]
     if config.objective != "ta" and task.teacher is not None:
         return task.teacher

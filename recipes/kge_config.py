@@ -13,6 +13,7 @@ STATES = "training_states"  # inside the output folder
 EXTRACTED = ("ext", "ext-l", "ext-v", "pca")  # one model of the largest size, made smaller
 DISTILLED = ("bkd", "ta", "dualde")  # one model per size, taught by a larger one
 PER_SIZE = ("separate", *DISTILLED)
+TAUGHT = ("med", "nested")  # one run of all sizes, which may have a teacher
 # The smallest value of every whole number but the seed.
 LEAST = {
     "num_negatives": 1,
@@ -72,9 +73,11 @@ class Config:
         ("med", "nested", *PER_SIZE, *EXTRACTED),
     )  # fmt: skip
     teacher: str | None = flag(
-        None, "Checkpoint of the largest size or more, for the baselines; without it they train one first."
+        None,
+        "Checkpoint of the largest size or more. Baselines train one first where none is given; to med and "
+        "nested it adds soft labels for all sizes.",
     )
-    distill_weight: float = flag(1.0, "Weight of the soft labels of bkd, ta and dualde (DualDE: 1).")
+    distill_weight: float = flag(1.0, "Weight of the teacher's soft labels (DualDE: 1).")
     distill_temperature: float = flag(1.0, "Temperature of the soft labels (DualDE: 1).")
     rotate_anyway: bool = flag(False, "Let pca rotate dims under a score that this changes.")
     loss: str = flag("softmax", "softmax over the candidates, or binary cross-entropy.", ("bce", "softmax"))
@@ -185,7 +188,7 @@ def contradictions(config: Config) -> list[str]:
 def contradictions_of_baselines(config: Config) -> list[str]:
     """Return what is wrong with the flags of the baselines."""
     wrong = []
-    allowed = (*EXTRACTED, *DISTILLED)
+    allowed = (*EXTRACTED, *DISTILLED, *TAUGHT)
     if config.teacher and config.objective not in allowed:
         wrong.append(f"--teacher is for --objective {', '.join(allowed)}, got {config.objective}")
     if config.distill_weight < 0:

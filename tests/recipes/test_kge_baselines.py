@@ -170,6 +170,19 @@ def test_a_larger_teacher_teaches_the_largest_student_too(
     assert lessons == [(4, 8, "bkd"), (2, 4, "bkd")]
 
 
+@pytest.mark.parametrize("objective", ["nested", "med"])
+def test_a_given_teacher_teaches_all_sizes_of_a_nested_run(
+    objective: str, lessons: list[Any], trained: Path, run: Run, tmp_path: Path
+) -> None:
+    settings = {"objective": objective, "sizes": [2, 4], "relations": "own", "reach": 0.5}
+    for name, more in (("alone", {}), ("taught", {"teacher": trained})):
+        assert run(tmp_path / name, num_train_epochs=1, **settings, **more) == 0
+    assert lessons == [(4, 8, "bkd")]
+    alone, taught = (croppable.load(tmp_path / name) for name in ("alone", "taught"))
+    assert taught.sizes == (2, 4)
+    assert not equal(alone, taught)
+
+
 def test_the_weight_of_the_soft_labels_counts(trained: Path, run: Run, tmp_path: Path) -> None:
     settings = {"objective": "bkd", "teacher": trained, "sizes": [2, 8]}
     assert run(tmp_path / "off", distill_weight=0, **settings) == 0
@@ -243,7 +256,7 @@ def test_a_teacher_that_does_not_fit_is_one_clear_line_and_leaves_nothing(
         ({"sizes": [2, 16]}, "has 8 dims, fewer than the largest of --sizes"),
         ({"teacher": tmp_path / "none"}, "none is no folder with a checkpoint"),
         ({"output_dir": trained.parent, "overwrite_output_dir": True}, "lies in --output_dir"),
-        ({"objective": "nested"}, "--teacher is for --objective ext, ext-l, .*, got nested"),
+        ({"objective": "separate"}, "--teacher is for --objective ext, ext-l, .*, got separate"),
     ]
     for settings, message in cases:
         given = {"objective": "bkd", "teacher": trained, **settings}
