@@ -253,7 +253,7 @@ def pools_of_integers_are_exact(score: str, device: torch.device) -> None:
     query = SCORES[score].query(rows[0], torch.zeros_like(rows[1]), "head")
     leaves = [[x.detach().to(d).requires_grad_() for x in (query, rows[2])] for d in ("cpu", device)]
     found = terms(SCORES[score], (2, 5), *leaves[1])
-    with patch.object(prefixes, "_pool_kernels", lambda *_: None):
+    with patch.object(prefixes, "gpu_pool_kernels", lambda *_: None):
         expected = prefixes.segment_terms(SCORES[score], (2, 5), *leaves[0])
         plain = prefixes._shared_totals(SCORES[score], (2, 5), *leaves[0])
     assert torch.equal(found.detach().cpu(), expected)

@@ -16,7 +16,7 @@ from torch import Tensor
 from croppable.compiling import import_gpu_kernels
 from croppable.kge.scores import Score, Side
 
-__all__ = ["damped", "prefix_scores", "prefix_sums", "scores_at", "segment_terms"]
+__all__ = ["damped", "gpu_pool_kernels", "prefix_scores", "prefix_sums", "scores_at", "segment_terms"]
 
 
 def scores_at(
@@ -123,7 +123,7 @@ def segment_terms(score: Score, sizes: Sequence[int], query: Tensor, pool: Tenso
     Returns:
         ``[K, B, C]``; running sums over K are the totals of sizes, before `Score.finish`.
     """
-    kernels = _pool_kernels(score, query)
+    kernels = gpu_pool_kernels(score, query)
     if kernels is not None:
         found: Tensor = kernels.terms_of_segments(score, sizes, query, pool)
         return found
@@ -141,7 +141,7 @@ def segment_terms(score: Score, sizes: Sequence[int], query: Tensor, pool: Tenso
 
 def _shared_totals(score: Score, sizes: Sequence[int], query: Tensor, pool: Tensor) -> Tensor:
     """Running sums over segments for candidates shared by all queries, ``[K, B, C]``."""
-    kernels = _pool_kernels(score, query)
+    kernels = gpu_pool_kernels(score, query)
     if kernels is not None:
         found: Tensor = kernels.segment_sums(score, sizes, query, pool).cumsum(0)
         return found
@@ -156,7 +156,7 @@ def _shared_totals(score: Score, sizes: Sequence[int], query: Tensor, pool: Tens
     return torch.stack(totals)
 
 
-def _pool_kernels(score: Score, query: Tensor) -> ModuleType | None:
+def gpu_pool_kernels(score: Score, query: Tensor) -> ModuleType | None:
     """Return the kernels that sum terms of shared candidates, or None where PyTorch does.
 
     Under ``torch.compile`` the compiler fuses the operations itself.

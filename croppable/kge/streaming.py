@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from croppable.compiling import import_kernels
-from croppable.kge.prefixes import prefix_sums, segment_terms
+from croppable.kge.prefixes import gpu_pool_kernels, prefix_sums, segment_terms
 from croppable.kge.scores import Score
 from croppable.med import MED
 
@@ -161,6 +161,10 @@ class Plan(NamedTuple):
 
     def through_terms(self, query: Tensor, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Turn gradients by the terms of segments ``[K, B, T]`` into those by queries and rows."""
+        kernels = gpu_pool_kernels(self.score, query)
+        if kernels is not None:
+            found: tuple[Tensor, Tensor] = kernels.through_terms(self.score, self.sizes, query, rows, weights)
+            return found
         by_query, by_rows = torch.empty_like(query), torch.empty_like(rows)
         parts = query[0, 0].numel()
         for weight, start, stop in zip(weights, (0, *self.sizes), self.sizes, strict=False):

@@ -196,8 +196,8 @@ def test_pools_are_left_to_pytorch_where_it_is_the_better_one(monkeypatch: pytes
     kernels.supports = lambda score: True  # type: ignore[attr-defined]
     monkeypatch.setattr(prefixes, "import_gpu_kernels", lambda module, device: kernels)
     query = torch.zeros(2, 3)
-    assert prefixes._pool_kernels(SCORES["transe-l1"], query) is kernels
-    assert prefixes._pool_kernels(SCORES["distmult"], query) is None
-    assert prefixes._pool_kernels(SCORES["transe-l1"], query.double()) is None
+    assert prefixes.gpu_pool_kernels(SCORES["transe-l1"], query) is kernels
+    assert prefixes.gpu_pool_kernels(SCORES["distmult"], query) is None
+    assert prefixes.gpu_pool_kernels(SCORES["transe-l1"], query.double()) is None
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert prefixes._pool_kernels(SCORES["transe-l1"], query) is None
+    assert prefixes.gpu_pool_kernels(SCORES["transe-l1"], query) is None
