@@ -230,7 +230,7 @@ def about(cells: Sequence[Cell]) -> str:
         f"Machine: {'; '.join(machines)}; minutes are wall-clock, loading and evaluation included. Seeds: "
         f"{seeds}. Validation split, weights of the last step. All lines of a task take the same number of "
         "steps; separate fine-tuning takes them for each size, and a step of random sub-networks runs one "
-        "size only, which is why four times the steps, about the compute of MED, stand beside it. CoLA is "
+        "size only, a quarter of the sizes of the others. CoLA is "
         "Matthews correlation, STS-B Pearson, the others accuracy, all times 100; ± is the standard "
         "deviation over seeds, and differences are taken seed by seed."
     )
@@ -240,7 +240,8 @@ def tuning(folder: Path) -> str:
     """Say how learning rates were chosen, with the numbers."""
     cells = load(folder)
     chosen = (
-        f"MED runs with `{MED}`, which was chosen on SST-2 training examples held out for this; the other "
+        f"MED runs with `{MED}`: its weights were set after the lines without MED and those with other "
+        "weights had been measured on SST-2, which is therefore no independent check of them. The other "
         "lines have nothing to choose but the learning rate."
     )
     if not cells:
