@@ -41,9 +41,7 @@ LINES: dict[str, Line] = {
     "random": Line("random sub-networks (BERT-HAT)", "--objective random"),
     "random-long": Line("BERT-HAT, four times the steps", "--objective random", times=4),
     "nested": Line("plain nested sum", "--objective nested"),
-    "nested-weighted": Line(
-        "plain nested sum, weights as MED", "--objective nested --size_weights 1 1 1 3"
-    ),
+    "nested-weighted": Line("plain nested sum, weights as MED", "--objective nested --size_weights 1 1 1 3"),
     "sandwich": Line("sandwich + in-place distillation", "--objective nested --distill 1"),
     "med": Line("MED", MED),
     "med-distill": Line("MED, sizes alike", f"{TIES} --size_weights 1 1 1 1 --distill 1"),
