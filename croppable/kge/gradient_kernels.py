@@ -4,9 +4,8 @@ Every row of the table gathers its own gradient, so that no table has to be zero
 queries goes to sums of their own for every piece of work. The order is fixed, so the same number of threads
 gives the same result. The file needs numba (extra "kge").
 
-Shapes: B queries, A rows that only one query uses (its target, then its negatives), C negatives shared by
-all, W numbers of a row (dims x parts), K sizes, K' = max(K, PERMUTED), V = W / PERMUTED rounded up, E
-entities, U rows with a gradient.
+Shapes: B queries, A rows that only one query uses (its target, then its negatives), W numbers of a row (dims
+x parts), K sizes, K' >= max(K, PERMUTED), V = W / PERMUTED rounded up, E entities, U rows with a gradient.
 """
 
 from __future__ import annotations
@@ -17,21 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from croppable.kge.pull_code import (
-    TILE,
     pull_absolute,
     pull_modulus,
     pull_product,
     pull_squared,
-    tile_absolute,
-    tile_modulus,
-    tile_product,
-    tile_squared,
 )
 from croppable.kge.ranking_kernels import ABSOLUTE, PRODUCT, SQUARED
-from croppable.kge.step_kernels import TINY, Floats, Ints
-from croppable.kge.vector_code import PERMUTED, SQUARE, cached, part, prefetch, span, turn
+from croppable.kge.step_kernels import TINY, Floats, Ints, prefetch_row
+from croppable.kge.vector_code import PERMUTED, SQUARE, cached, part, span, turn
 
-__all__ = ["gather_weights", "group_uses", "pool_gradients", "row_gradients"]
+__all__ = ["Places", "add", "gather_weights", "group_uses", "pull", "row_gradients"]
 
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 AHEAD = 12  # rows and weights that are asked for while one is in work
@@ -40,7 +34,7 @@ Places = NDArray[np.int32]
 
 
 @part
-def _pull(
+def pull(
     kind: int, row: Floats, query: Floats, by_row: Floats, by_query: Floats, weights: Floats, firsts: Ints,
     places: Places,
 ) -> None:  # fmt: skip
@@ -62,7 +56,7 @@ def _pull_rest(
     kind: int, row: Floats, query: Floats, by_row: Floats, by_query: Floats, weights: Floats, firsts: Ints,
     places: Places,
 ) -> None:  # fmt: skip
-    """As `_pull`, for the numbers behind the last vector."""
+    """As `pull`, for the numbers behind the last vector."""
     for i in range(len(row) // PERMUTED * PERMUTED, len(row)):
         weight = weights[firsts[i // PERMUTED] + places[i]]
         difference = query[i] - row[i]
@@ -83,36 +77,8 @@ def _pull_rest(
 
 
 @part
-def _pull_tile(
-    kind: int, rows: Floats, queries: Floats, by_rows: Floats, by_queries: Floats, weights: Floats,
-    firsts: Ints, places: Places, row: int, query: int, use: int, width: int, uses: int, padded: int,
-) -> None:  # fmt: skip
-    """As `_pull` in the vectors of TILE rows and TILE queries; arguments as in pull_code.py."""
-    whole = width // PERMUTED
-    if kind == PRODUCT:
-        tile_product(
-            rows, queries, by_rows, by_queries, weights, firsts, places, row, query, use, width, uses, padded,
-            whole,
-        )  # fmt: skip
-    elif kind == ABSOLUTE:
-        tile_absolute(
-            rows, queries, by_rows, by_queries, weights, firsts, places, row, query, use, width, uses, padded,
-            whole,
-        )  # fmt: skip
-    elif kind == SQUARED:
-        tile_squared(
-            rows, queries, by_rows, by_queries, weights, firsts, places, row, query, use, width, uses, padded,
-            whole,
-        )  # fmt: skip
-    else:
-        tile_modulus(
-            rows, queries, by_rows, by_queries, weights, firsts, places, row, query, use, width, uses, padded,
-            whole,
-        )  # fmt: skip
-
-
-@part
-def _add(more: Floats, sums: Floats) -> None:
+def add(more: Floats, sums: Floats) -> None:
+    """Add numbers to as many sums."""
     for n in range(len(sums)):
         sums[n] += more[n]
 
@@ -138,7 +104,7 @@ def gather_weights(gradients: Floats, own_gradients: Floats, start: int, out: Fl
             out[b, 0, k] = total
             if k + 1 < sizes:
                 at = (b * sizes + k) * count
-                _add(span(gradients, at + count, count), span(gradients, at, count))
+                add(span(gradients, at + count, count), span(gradients, at, count))
         for k in range(0, full, SQUARE):
             for i in range(SQUARE):
                 offsets[i] = (b * sizes + k + i) * count
@@ -167,12 +133,6 @@ def group_uses(ids: Ints, starts: Ints, uses: Ints) -> None:
     for i in range(len(ids)):
         uses[cursors[ids[i]]] = i
         cursors[ids[i]] += 1
-
-
-@part
-def _prefetch_row(rows: Floats, start: int, count: int) -> None:
-    for i in range(start, start + count, SQUARE):  # 16 numbers are a cache line
-        prefetch(rows, i)
 
 
 @cached
@@ -211,58 +171,10 @@ def row_gradients(
         gradient[:] = 0
         for i in range(starts[u], starts[u + 1]):
             use, ahead = uses[i], uses[min(i + AHEAD, len(uses) - 1)] * padded
-            _prefetch_row(weights, ahead, padded)
+            prefetch_row(weights, ahead, padded)
             if use < own_uses:
                 at = use // count * width
-                _pull(
+                pull(
                     kind, row, span(queries, at, width), gradient, span(by_query, at, width),
                     span(weights, use * padded, padded), firsts, places,
                 )  # fmt: skip
-
-
-@cached
-def pool_gradients(
-    kind: int,
-    queries: Floats,
-    pool: Floats,
-    weights: Floats,
-    firsts: Ints,
-    places: Places,
-    by_query: Floats,
-    by_pool: Floats,
-) -> None:
-    """Add the gradients of queries and of the candidates they share.
-
-    Args:
-        kind: As in `own_scores`.
-        queries: [B, W].
-        pool: Candidate rows [C, W].
-        weights: From `gather_weights`, targets first [B, 1 + C, K'].
-        firsts: As in `row_gradients`.
-        places: As in `row_gradients`.
-        by_query: Added to [B, W].
-        by_pool: Added to [C, W].
-    """
-    width, uses, padded = queries.shape[1], weights.shape[1], weights.shape[2]
-    for begin in range(0, len(queries), TILE):
-        end = min(begin + TILE, len(queries))
-        for first in range(0, len(pool), TILE):
-            last = min(first + TILE, len(pool))
-            whole = end - begin == TILE and last - first == TILE
-            if whole:
-                use = (begin * uses + 1 + first) * padded
-                _pull_tile(
-                    kind, pool.reshape(-1), queries.reshape(-1), by_pool.reshape(-1), by_query.reshape(-1),
-                    weights.reshape(-1), firsts, places, first, begin, use, width, uses * padded, padded,
-                )  # fmt: skip
-                if width % PERMUTED == 0:
-                    continue
-            for b in range(begin, end):
-                query, by = span(queries, b * width, width), span(by_query, b * width, width)
-                for c in range(first, last):
-                    row, gradient = span(pool, c * width, width), span(by_pool, c * width, width)
-                    weight = span(weights, (b * uses + 1 + c) * padded, padded)
-                    if whole:
-                        _pull_rest(kind, row, query, gradient, by, weight, firsts, places)
-                    else:
-                        _pull(kind, row, query, gradient, by, weight, firsts, places)

@@ -32,7 +32,7 @@ from croppable.kge.vector_code import (
     vector_at,
 )  # fmt: skip
 
-__all__ = ["EXP_NEAR", "SUMS", "judge_fixed_row", "judge_row", "weigh_columns", "weigh_columns_past"]
+__all__ = ["EXP_NEAR", "FIXED", "SUMS", "judge_fixed_row", "judge_row", "weigh_columns", "weigh_row"]
 
 SUMS = 5  # vectors that `judge_row` adds to: total, lost, huber, moment, both
 # Minimax in relative error: 2^x on [-1/2, 1/2] to 8e-8, log(1 + t) / t on [0, 1] to 2e-7, exp on
@@ -46,40 +46,55 @@ EXP_NEAR = (1.00000001, 1.00000032, 0.499999293, 0.166656173, 0.0416733895, 0.00
 LOG2_E = 1.4426950408889634
 LOWEST = -87.0  # exp of less is not a normal number: 1e-38 stands for zero
 ROUND = 1.5 * 2.0**23  # adding it leaves a whole number in the low bits
+FIXED = (*EXP2, *LOG, LOG2_E, LOWEST, ROUND, 1.0, 0.5)
+_EXP2, _LOG = 0, len(EXP2)  # places in it
+_LOG2_E, _LOWEST, _ROUND, _ONE, _HALF = range(len(EXP2) + len(LOG), len(FIXED))
 
 _INDEX = ir.IntType(64)
 
 
-def _exp_of_negative(x: Vector) -> Vector:
+class _Constants:
+    """The numbers of `FIXED` and a polynomial of weights, each a vector in memory.
+
+    An instruction can take one of its numbers from memory. A constant of the code would be loaded through an
+    address of its own and spread, in three instructions that cost more than the one that uses it.
+    """
+
+    def __init__(self, builder: Any, pointer: Any) -> None:
+        self.builder, self.pointer = builder, pointer
+
+    def __getitem__(self, place: int) -> Vector:
+        return load(self.builder, self.pointer, ir.Constant(_INDEX, place * SQUARE))
+
+    def some(self, first: int, count: int) -> list[Vector]:
+        return [self[first + i] for i in range(count)]
+
+    def weight(self, error: Vector) -> Vector:
+        """exp(w error - top): the fourth power of a polynomial around an error of one half."""
+        root = (error - self[_HALF]).polynomial(self.some(len(FIXED), len(EXP_NEAR)))
+        square = root * root
+        return square * square
+
+
+def _exp_of_negative(x: Vector, constants: _Constants) -> Vector:
     """exp(x) for x <= 0, with a relative error below 1e-7 (3 + |x| / 4); NaN stays NaN."""
-    builder, bounded = x.builder, x.of(LOWEST).where(x.below(LOWEST), x)
-    shifted = bounded.times(LOG2_E, x.of(ROUND))
-    series = bounded.times(LOG2_E, x.of(ROUND) - shifted).polynomial(EXP2)
+    builder, lowest = x.builder, constants[_LOWEST]
+    bounded = lowest.where(x.below(lowest), x)
+    shifted = bounded.times(constants[_LOG2_E], constants[_ROUND])
+    series = bounded.times(constants[_LOG2_E], constants[_ROUND] - shifted)
+    series = series.polynomial(constants.some(_EXP2, len(EXP2)))
     exponent = builder.shl(shifted.bits(), ir.Constant(WHOLE, [23] * SQUARE))
     return Vector(builder, builder.bitcast(builder.add(series.bits(), exponent), VECTOR))
 
 
-def _coefficients(builder: Any, pointer: Any) -> list[Vector]:
-    """Load the polynomial of weights."""
-    at = (builder.gep(pointer, [ir.Constant(_INDEX, i)]) for i in range(len(EXP_NEAR)))
-    return [spread(builder, builder.load(place)) for place in at]
-
-
-def _weight(error: Vector, coefficients: list[Vector]) -> Vector:
-    """exp(w error - top): the fourth power of a polynomial around an error of one half."""
-    root = (error - 0.5).polynomial(coefficients)
-    square = root * root
-    return square * square
-
-
-def _judged(score: Vector, error: Vector, coefficients: list[Vector]) -> tuple[Vector, list[Vector]]:
+def _judged(score: Vector, error: Vector, constants: _Constants) -> tuple[Vector, list[Vector]]:
     """Return sigma, and what is added to the sums."""
-    t = _exp_of_negative(score.negative_magnitude())
-    large = (t + 1.0).inverse()
+    t = _exp_of_negative(score.negative_magnitude(), constants)
+    large = (t + constants[_ONE]).inverse(constants[_ONE])
     sigma = (t * large).where(score.below(0.0), large)
     positive = score.of(0.0).where(score.below(0.0), score)
-    loss = t * t.polynomial(LOG) + positive  # log(1 + exp(score))
-    weight, difference = _weight(error, coefficients), sigma - error
+    loss = t.times(t.polynomial(constants.some(_LOG, len(LOG))), positive)  # log(1 + exp(score))
+    weight, difference = constants.weight(error), sigma - error
     lost = weight * loss
     return sigma, [weight, lost, difference * difference, weight * error, lost * error]
 
@@ -93,25 +108,25 @@ def _judge_row_code(sums_kept: int) -> Callable[..., Any]:
         sigma: Filled [N].
         count: N.
         sign: 1, or -1 to judge targets.
-        coefficients: Polynomial of weights, around an error of one half [7].
+        constants: `FIXED` and the polynomial of weights, around an error of one half [26, SQUARE].
         sums: Added to [SUMS, SQUARE], the first ``sums_kept`` of them.
     """
 
     def code(
-        _context: Any, scores: Any, error: Any, sigma: Any, count: Any, sign: Any, coefficients: Any,
+        _context: Any, scores: Any, error: Any, sigma: Any, count: Any, sign: Any, constants: Any,
         sums: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             row, before, out = (data_of(context, builder, signature.args[i], arguments[i]) for i in range(3))
             factors, total = (data_of(context, builder, signature.args[i], arguments[i]) for i in (5, 6))
-            polynomial = _coefficients(builder, factors)
+            numbers = _Constants(builder, factors)
             signs, side = spread(builder, arguments[4]), ir.Constant(_INDEX, SQUARE)
             places = [ir.Constant(_INDEX, i * SQUARE) for i in range(sums_kept)]
             running = [variable(builder, load(builder, total, at)) for at in places]
 
             def block(at: Any, counts: Any) -> None:
                 score, error = load(builder, row, at) * signs, load(builder, before, at)
-                now, terms = _judged(score, error, polynomial)
+                now, terms = _judged(score, error, numbers)
                 builder.store(now.value, vector_at(builder, out, at, VECTOR), align=4)
                 for place, term in zip(running, terms, strict=False):
                     more = term if counts is None else term.where(counts, 0.0)
@@ -131,88 +146,125 @@ def _judge_row_code(sums_kept: int) -> Callable[..., Any]:
                 builder.store(builder.load(place), vector_at(builder, total, at, VECTOR), align=4)
             return context.get_dummy_value()
 
-        return types.void(scores, error, sigma, count, sign, coefficients, sums), generate
+        return types.void(scores, error, sigma, count, sign, constants, sums), generate
 
     return code
 
 
-def _weigh_columns_code(past: bool) -> Callable[..., Any]:
-    """Make the code that writes, for SQUARE scores, gradients summed over the sizes that hold a segment.
+def _by_total(
+    before: Vector, now: Vector, after: Vector, slopes: list[Vector], constants: _Constants
+) -> Vector:
+    """Return the gradient by a total, of its weighted loss and its Huber losses with both neighbours."""
+    by_loss, to_before, to_after = slopes
+    pull = to_before * (now - before) - to_after * (after - now)
+    return (by_loss * constants.weight(before) + pull * (constants[_ONE] - now)) * now
 
-    Arguments of the code:
+
+def _weigh_row_code(
+    _context: Any, before: Any, now: Any, after: Any, count: Any, by_loss: Any, to_before: Any, to_after: Any,
+    constants: Any, out: Any,
+) -> Any:  # fmt: skip
+    """Write the gradients by the totals of one size.
+
+    Args:
+        before: Sigma of the size before, or zeros [N].
+        now: Sigma [N].
+        after: Sigma of the size after [N].
+        count: N.
+        by_loss: Factor of the weighted losses.
+        to_before: Factor of the Huber losses with the size before.
+        to_after: The same with the size after; 0 for the last size.
+        constants: As in `judge_row`.
+        out: Filled [N].
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        *rows, numbers, target = (
+            data_of(context, builder, signature.args[i], arguments[i]) for i in (0, 1, 2, 7, 8)
+        )
+        slopes = [spread(builder, each) for each in arguments[4:7]]
+        count, side = arguments[3], ir.Constant(_INDEX, SQUARE)
+        last = builder.sub(count, side)
+        blocks = builder.udiv(builder.add(count, ir.Constant(_INDEX, SQUARE - 1)), side)
+        with cgutils.for_range(builder, blocks) as loop:
+            at = builder.mul(loop.index, side)
+            at = builder.select(builder.icmp_signed("<", at, last), at, last)  # the last two may overlap
+            p, q, r = (load(builder, row, at) for row in rows)
+            value = _by_total(p, q, r, slopes, _Constants(builder, numbers))
+            builder.store(value.value, vector_at(builder, target, at, VECTOR), align=4)
+        return context.get_dummy_value()
+
+    floats = (by_loss, to_before, to_after)
+    return types.void(before, now, after, count, *floats, constants, out), generate
+
+
+def _weigh_columns_code(
+    _context: Any, sigma: Any, at: Any, count: Any, sizes: Any, constants: Any, slopes: Any, out: Any,
+    start: Any, stride: Any,
+) -> Any:  # fmt: skip
+    """Write, for SQUARE scores, the gradients by totals, summed over the sizes that hold a segment.
+
+    Args:
         sigma: Flat, of all sizes of a query [K N].
         at: Where the first of the scores lies in it.
         count: N.
         sizes: K.
-        coefficients: As in `judge_row`.
-        slopes: For every size the factor of its weighted loss, and of its Huber losses with the size
-            before and after [3, K'], zero behind the last size.
-        out: Flat, aligned to 64 bytes, filled (where ``past``, past the cache) at start + n stride + k for
-            the SQUARE scores n and K' sizes k.
+        constants: As in `judge_row`.
+        slopes: For every size ``by_loss``, ``to_before`` and ``to_after`` of `weigh_row` [3, K'], zero
+            behind the last size.
+        out: Flat, aligned to 64 bytes, filled past the cache at start + n stride + k for the SQUARE scores
+            n and K' sizes k.
         start: See there.
         stride: See there.
     """
 
-    def code(
-        _context: Any, sigma: Any, at: Any, count: Any, sizes: Any, coefficients: Any, slopes: Any, out: Any,
-        start: Any, stride: Any,
-    ) -> Any:  # fmt: skip
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            source, factors, slope, target = (
-                data_of(context, builder, signature.args[i], arguments[i]) for i in (0, 4, 5, 6)
-            )
-            _, at, count, sizes, *_, start, stride = arguments
-            polynomial, side = _coefficients(builder, factors), ir.Constant(_INDEX, SQUARE)
-            one, zero = ir.Constant(_INDEX, 1), ir.Constant(_INDEX, 0)
-            last, whole = builder.sub(sizes, one), builder.mul(sizes, count)
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, numbers, slope, target = (
+            data_of(context, builder, signature.args[i], arguments[i]) for i in (0, 4, 5, 6)
+        )
+        _, at, count, sizes, *_, start, stride = arguments
+        constants, side = _Constants(builder, numbers), ir.Constant(_INDEX, SQUARE)
+        one, zero = ir.Constant(_INDEX, 1), ir.Constant(_INDEX, 0)
+        last, whole = builder.sub(sizes, one), builder.mul(sizes, count)
 
-            def row(k: Any) -> Vector:
-                inside = builder.select(builder.icmp_signed("<", k, last), k, last)
-                place = builder.add(at, builder.mul(inside, count))
-                fetched(builder, builder.gep(source, [builder.add(place, whole)]))
-                return load(builder, source, place)
+        def row(k: Any) -> Vector:
+            inside = builder.select(builder.icmp_signed("<", k, last), k, last)
+            place = builder.add(at, builder.mul(inside, count))
+            fetched(builder, builder.gep(source, [builder.add(place, whole)]))
+            return load(builder, source, place)
 
-            zeros = Vector(builder, ir.Constant(VECTOR, [0.0] * SQUARE))
-            now = variable(builder, row(last))
-            change, total = (variable(builder, zeros) for _ in range(2))
-            blocks = builder.udiv(builder.add(last, side), side)
-            with cgutils.for_range(builder, blocks) as loop:
-                first = builder.mul(builder.sub(builder.sub(blocks, one), loop.index), side)
-                sums: list[Any] = [None] * SQUARE
-                p, after, running = (Vector(builder, builder.load(place)) for place in (now, change, total))
-                for i in reversed(range(SQUARE)):
-                    k = builder.add(first, ir.Constant(_INDEX, i))
-                    before = row(builder.sub(k, one) if i else builder.select(
-                        builder.icmp_signed("==", k, zero), zero, builder.sub(k, one)))  # fmt: skip
-                    if not i:
-                        before = before.where(builder.icmp_signed("!=", k, zero), 0.0)
-                    padded = builder.mul(blocks, side)
-                    places = (builder.add(builder.mul(padded, ir.Constant(_INDEX, j)), k) for j in range(3))
-                    by_loss, to_before, to_after = (
-                        spread(builder, builder.load(builder.gep(slope, [place]))) for place in places
-                    )
-                    difference = p - before
-                    pull = to_before * difference - to_after * after
-                    running = (by_loss * _weight(before, polynomial) + pull * (p.of(1.0) - p)) * p + running
-                    sums[i], p, after = running.value, before, difference
-                for place, value in ((now, p), (change, after), (total, running)):
-                    builder.store(value.value, place)
-                for j, column in enumerate(transposed(builder, sums)):
-                    place = builder.add(start, builder.mul(stride, ir.Constant(_INDEX, j)))
-                    place = builder.add(place, first)
-                    kept = builder.store(column, vector_at(builder, target, place, VECTOR), align=64)
-                    if past:
-                        once = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
-                        kept.set_metadata("nontemporal", once)
-            return context.get_dummy_value()
+        zeros = Vector(builder, ir.Constant(VECTOR, [0.0] * SQUARE))
+        now = variable(builder, row(last))
+        behind, total = (variable(builder, zeros) for _ in range(2))
+        blocks = builder.udiv(builder.add(last, side), side)
+        padded = builder.mul(blocks, side)
+        with cgutils.for_range(builder, blocks) as loop:
+            first = builder.mul(builder.sub(builder.sub(blocks, one), loop.index), side)
+            sums: list[Any] = [None] * SQUARE
+            p, after, running = (Vector(builder, builder.load(place)) for place in (now, behind, total))
+            for i in reversed(range(SQUARE)):
+                k = builder.add(first, ir.Constant(_INDEX, i))
+                is_first = builder.icmp_signed("==", k, zero)
+                before = row(builder.select(is_first, zero, builder.sub(k, one)))
+                before = before if i else zeros.where(is_first, before)
+                places = (builder.add(builder.mul(padded, ir.Constant(_INDEX, j)), k) for j in range(3))
+                by = [spread(builder, builder.load(builder.gep(slope, [place]))) for place in places]
+                running = _by_total(before, p, after, by, constants) + running
+                sums[i], p, after = running.value, before, p
+            for place, value in ((now, p), (behind, after), (total, running)):
+                builder.store(value.value, place)
+            once = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+            for j, column in enumerate(transposed(builder, sums)):
+                place = builder.add(start, builder.mul(stride, ir.Constant(_INDEX, j)))
+                place = vector_at(builder, target, builder.add(place, first), VECTOR)
+                builder.store(column, place, align=64).set_metadata("nontemporal", once)
+        return context.get_dummy_value()
 
-        arguments = (sigma, at, count, sizes, coefficients, slopes, out, start, stride)
-        return types.void(*arguments), generate
-
-    return code
+    arguments = (sigma, at, count, sizes, constants, slopes, out, start, stride)
+    return types.void(*arguments), generate
 
 
 judge_row = cast("Callable[..., None]", intrinsic(_judge_row_code(SUMS)))
 judge_fixed_row = cast("Callable[..., None]", intrinsic(_judge_row_code(3)))  # w is not trained
-weigh_columns = cast("Callable[..., None]", intrinsic(_weigh_columns_code(past=False)))
-weigh_columns_past = cast("Callable[..., None]", intrinsic(_weigh_columns_code(past=True)))  # the cache
+weigh_row = cast("Callable[..., None]", intrinsic(_weigh_row_code))
+weigh_columns = cast("Callable[..., None]", intrinsic(_weigh_columns_code))

@@ -34,7 +34,7 @@ def prefers_sparse(num_entities: int, touched_rows: int) -> bool:
 
 
 class RowAdagrad(Adagrad):
-    """Adagrad that updates the rows of a sparse gradient where they lie.
+    """Adagrad that updates the rows of a sparse gradient where they lie, and dense ones in as few passes.
 
     torch's own handles them by sparse arithmetic, which sorts and copies all values several times. On the
     CPU a row takes one pass, compiled where numba is there (croppable/kge/row_kernels.py).
@@ -51,37 +51,52 @@ class RowAdagrad(Adagrad):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update all parameters: rows here, the rest by torch."""
+        """Update all parameters: tables here, the rest by torch."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        sparse: list[tuple[Tensor, Tensor]] = []
+        done: list[tuple[Tensor, Tensor]] = []
+        left = False
         for group in self.param_groups:
             for parameter in group["params"]:
-                gradient = parameter.grad
-                if gradient is not None and gradient.is_sparse:
-                    sparse.append((parameter, gradient))
+                if parameter.grad is None:
+                    continue
+                if parameter.grad.is_sparse or _kernels(parameter, parameter.grad) is not None:
+                    done.append((parameter, parameter.grad))
                     state = self.state[parameter]
                     state["step"] += 1
-                    _update_rows(parameter, state["sum"], gradient, group["lr"], group["eps"])
+                    _update_rows(parameter, state["sum"], parameter.grad, group["lr"], group["eps"])
                     parameter.grad = None
-        super().step()
-        for parameter, gradient in sparse:
+                else:
+                    left = True
+        if left:
+            super().step()
+        for parameter, gradient in done:
             parameter.grad = gradient
         return loss
 
 
+def _kernels(parameter: Tensor, *others: Tensor) -> Any:
+    """Return croppable/kge/row_kernels.py, or None where it is missing or does not know the arrays."""
+    arrays = (parameter, *others)
+    plain = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in arrays)
+    if not plain or parameter.ndim < 2 or not all(t.is_contiguous() for t in arrays):
+        return None
+    return import_kernels("croppable.kge.row_kernels")
+
+
 def _update_rows(parameter: Tensor, total: Tensor, gradient: Tensor, lr: float, eps: float) -> None:
-    rows, values = gradient._indices()[0], gradient._values()
-    if not bool((rows[1:] > rows[:-1]).all()):  # several backward passes gave a row several gradients
-        gradient = gradient.coalesce()
-        rows, values = gradient.indices()[0], gradient.values()
-    arrays = (values, total, parameter)
-    plain = all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in arrays)
-    kernels = import_kernels("croppable.kge.row_kernels") if plain and parameter.ndim > 1 else None
+    if gradient.is_sparse:
+        rows, values = gradient._indices()[0], gradient._values()
+        if not bool((rows[1:] > rows[:-1]).all()):  # several backward passes gave a row several gradients
+            gradient = gradient.coalesce()
+            rows, values = gradient.indices()[0], gradient.values()
+    else:
+        rows, values = torch.arange(len(parameter)), gradient
+    kernels = _kernels(parameter, values, total)
     if kernels is not None:
-        kernels.update_rows(rows, *arrays, lr, eps)
+        kernels.update_rows(rows, values, total, parameter, lr, eps)
         return
     sums = total.index_select(0, rows).addcmul_(values, values)
     total.index_copy_(0, rows, sums)

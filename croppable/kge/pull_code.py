@@ -10,7 +10,6 @@ Shapes: W numbers of a row, V = W / PERMUTED rounded up, K' >= PERMUTED segments
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -22,12 +21,8 @@ from numba.extending import intrinsic
 from croppable.kge.ranking_kernels import ABSOLUTE, MODULUS, PRODUCT, SQUARED
 from croppable.kge.vector_code import PERMUTED, data_of, permuted, vector_at
 
-__all__ = [
-    "TILE", "pull_absolute", "pull_modulus", "pull_product", "pull_squared", "tile_absolute", "tile_modulus",
-    "tile_product", "tile_squared",
-]  # fmt: skip
+__all__ = ["pull_absolute", "pull_modulus", "pull_product", "pull_squared"]
 
-TILE = 4  # rows, and queries, whose gradients stay in registers together
 TINY = 1e-24  # as in scores.py
 _VECTOR, _WHOLE = ir.VectorType(ir.FloatType(), PERMUTED), ir.VectorType(ir.IntType(32), PERMUTED)
 _FUSED = ("contract",)
@@ -110,71 +105,7 @@ def _pull_code(kind: int) -> Callable[..., Any]:
     return code
 
 
-def _tile_code(kind: int) -> Callable[..., Any]:
-    def code(
-        _context: Any, rows: Any, queries: Any, by_rows: Any, by_queries: Any, weights: Any, firsts: Any,
-        places: Any, row: Any, query: Any, use: Any, width: Any, uses: Any, padded: Any, count: Any,
-    ) -> Any:  # fmt: skip
-        """As `pull_product` and the like, for TILE rows and TILE queries that all pull at each other.
-
-        Args:
-            rows: Flat [C W].
-            queries: Flat [B W].
-            by_rows: Flat [C W].
-            by_queries: Flat [B W].
-            weights: Flat.
-            firsts: As there.
-            places: As there.
-            row: The first row.
-            query: The first query.
-            use: Where the weights of both begin; those of the next row are ``padded`` numbers behind.
-            width: W.
-            uses: How far the weights of two queries are apart.
-            padded: K'.
-            count: Number of vectors.
-        """
-
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            data = [data_of(context, builder, signature.args[i], arguments[i]) for i in range(7)]
-            row, query, use, width, uses, padded, count = arguments[7:]
-            index = ir.IntType(64)
-
-            def apart(start: Any, stride: Any) -> list[Any]:
-                steps = (builder.mul(stride, ir.Constant(index, i)) for i in range(TILE))
-                return [builder.add(start, step) for step in steps]
-
-            row_starts, query_starts = (apart(builder.mul(first, width), width) for first in (row, query))
-            use_starts = [apart(start, padded) for start in apart(use, uses)]
-            with cgutils.for_range(builder, count) as loop:
-                segment = builder.load(builder.gep(data[5], [loop.index]))
-                at = builder.mul(loop.index, ir.Constant(index, PERMUTED))
-                starts = (row_starts, query_starts, row_starts, query_starts)
-                where = [
-                    [vector_at(builder, array, builder.add(start, at), _VECTOR) for start in each]
-                    for array, each in zip(data, starts, strict=False)
-                ]
-                values = [[builder.load(place, align=4) for place in each] for each in where]
-                for q, c in itertools.product(range(TILE), repeat=2):
-                    first = builder.add(use_starts[q][c], segment)
-                    weight = permuted(builder, data[4], first, data[6], at)
-                    values[2][c], values[3][q] = _pulled(
-                        builder, kind, weight, values[0][c], values[1][q], values[2][c], values[3][q]
-                    )
-                for place, value in zip(where[2] + where[3], values[2] + values[3], strict=True):
-                    builder.store(value, place, align=4)
-            return context.get_dummy_value()
-
-        floats = (rows, queries, by_rows, by_queries, weights)
-        return types.void(*floats, firsts, places, row, query, use, width, uses, padded, count), generate
-
-    return code
-
-
 pull_product = cast("Callable[..., None]", intrinsic(_pull_code(PRODUCT)))
 pull_absolute = cast("Callable[..., None]", intrinsic(_pull_code(ABSOLUTE)))
 pull_squared = cast("Callable[..., None]", intrinsic(_pull_code(SQUARED)))
 pull_modulus = cast("Callable[..., None]", intrinsic(_pull_code(MODULUS)))
-tile_product = cast("Callable[..., None]", intrinsic(_tile_code(PRODUCT)))
-tile_absolute = cast("Callable[..., None]", intrinsic(_tile_code(ABSOLUTE)))
-tile_squared = cast("Callable[..., None]", intrinsic(_tile_code(SQUARED)))
-tile_modulus = cast("Callable[..., None]", intrinsic(_tile_code(MODULUS)))

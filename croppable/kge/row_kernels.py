@@ -14,10 +14,12 @@ import numpy as np
 from torch import Tensor
 
 from croppable.kge.pieces import cut, on_all_threads
-from croppable.kge.step_kernels import Floats, Ints, Number
+from croppable.kge.step_kernels import Floats, Ints, Number, prefetch_row
 from croppable.kge.vector_code import cached, part, span
 
 __all__ = ["update_rows"]
+
+AHEAD = 2  # rows that are asked for while one is in work
 
 
 @part
@@ -35,6 +37,9 @@ def _update_rows(
 ) -> None:  # fmt: skip
     width = table.shape[1]
     for u in range(begin, end):
+        ahead = rows[min(u + AHEAD, end - 1)] * width
+        prefetch_row(table, ahead, width)
+        prefetch_row(totals, ahead, width)
         row = span(table, rows[u] * width, width)
         _update_row(span(gradients, u * width, width), span(totals, rows[u] * width, width), row, rate, eps)
 

@@ -18,20 +18,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from croppable.kge.lanes_code import LANES, add_absolute, add_modulus, add_product, add_squared
+from croppable.kge.lanes_code import (
+    LANES,
+    add_absolute,
+    add_modulus,
+    add_product,
+    add_squared,
+    score_absolute,
+    score_modulus,
+    score_product,
+)
 from croppable.kge.ranking_kernels import ABSOLUTE, PRODUCT, SQUARED
 from croppable.kge.vector_code import SQUARE, cached, part, prefetch, span, turn
 
-__all__ = ["LANES", "MASKED", "TINY", "own_scores", "pool_scores", "target_scores"]
+__all__ = ["LANES", "MASKED", "TINY", "own_scores", "pool_scores", "prefetch_row", "target_scores"]
 
 MASKED = np.float32(-1e4)  # score of a candidate that does not count; sigma is then below every number
 CHUNK = 640  # numbers of a row in one tile: 64 rows of them fit in the second cache
+AHEAD = 2  # rows that are asked for while one is in work
 TINY = np.float32(1e-24)  # as in scores.py
 ZERO = np.float32(0)
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Number = Any  # float32 inside the compiled code
+
+
+@part
+def prefetch_row(rows: Floats, start: int, count: int) -> None:
+    """Ask for ``count`` numbers from the place ``start`` on."""
+    for i in range(start, start + count, SQUARE):  # 16 numbers are a cache line
+        prefetch(rows, i)
 
 
 @part
@@ -76,9 +93,6 @@ def _finish(kind: int, sums: Floats, scale: Number, shift: Number, out: Floats) 
     if kind == SQUARED:
         for n in range(len(out)):
             out[n] = shift - scale * math.sqrt(-sums[n] if -sums[n] > TINY else TINY)
-    elif len(out) == LANES:  # a number of its own, so that no loop is left
-        for n in range(LANES):
-            out[n] = shift + scale * sums[n]
     else:
         for n in range(len(out)):
             out[n] = shift + scale * sums[n]
@@ -96,24 +110,46 @@ def _sum_tile(
     calibration: Floats,
     k: int,
     out: Floats,
-    b: int,
-    start: int,
+    place: int,
+    apart: int,
+    count: int,
 ) -> int:
-    """Add the numbers first..end of a tile; write each size that is complete to out[b, k, start:].
+    """Add the numbers first..end of a tile; write ``count`` scores of each size k that is complete.
+
+    They go to out[place + k apart:], flat.
 
     Returns:
         The size in work.
     """
-    at, sizes, count = first, out.shape[1], out.shape[2]
+    sizes, at = len(bounds) - 1, first
+    if count == LANES and kind != SQUARED:
+        scored = (first, end, bounds, calibration, k, out, place, apart, sizes)
+        if kind == PRODUCT:
+            score_product(sums, query, tile, *scored)
+        elif kind == ABSOLUTE:
+            score_absolute(sums, query, tile, *scored)
+        else:
+            score_modulus(sums, query, tile, *scored)
+        while k < sizes and bounds[k + 1] <= end:
+            k += 1
+        at = end
     while at < end:
         stop = min(bounds[k + 1], end)
         _add_lanes(kind, sums, query, tile, at, stop, first)
         at = stop
         if at == bounds[k + 1]:
-            place = span(out, (b * sizes + k) * count + start, min(LANES, count - start))
-            _finish(kind, sums, calibration[0, k], calibration[1, k], place)
+            target = span(out, place + k * apart, count)
+            _finish(kind, sums, calibration[0, k], calibration[1, k], target)
             k += 1
     return k
+
+
+@part
+def _place(out: Floats, b: int, start: int) -> Number:
+    """Return where the scores of a query at the first size begin."""
+    _, sizes, together, count = out.shape
+    block = b // together
+    return (block * sizes * together + b - block * together) * count + start
 
 
 @part
@@ -163,11 +199,13 @@ def own_scores(
         calibration: Factor and offset of each size [2, K].
         begin: First query.
         end: One more than the last query.
-        out: Filled with the scores [end - begin, K, N].
+        out: Filled with the scores, those of T queries together at every size
+            [ceil((end - begin) / T), K, T, N].
     """
     width, count = queries.shape[1], negatives.shape[1]
     tile = np.empty((min(CHUNK, width), LANES), np.float32)
     sums, offsets = np.empty(LANES, np.float32), np.empty(LANES + SQUARE, np.int64)
+    flat, apart = out.reshape(-1), out.shape[2] * count
     for b in range(begin, end):
         for start in range(0, count, LANES):
             for n in range(LANES):  # places behind the last candidate repeat it
@@ -178,12 +216,12 @@ def own_scores(
                 offsets[LANES + n] = negatives[row, min(place, count - 1)] * width
             query = span(queries, b * width, width)
             sums[:] = 0
-            k = 0
+            k, place, some = 0, _place(out, b - begin, start), min(LANES, count - start)
             for first in range(0, width, CHUNK):
                 last = min(first + CHUNK, width)
                 _turn_rows(table, offsets, first, last, tile)
                 k = _sum_tile(
-                    kind, sums, query, tile, first, last, bounds, calibration, k, out, b - begin, start
+                    kind, sums, query, tile, first, last, bounds, calibration, k, flat, place, apart, some
                 )
 
 
@@ -212,19 +250,25 @@ def pool_scores(
         calibration: Factor and offset of each size [2, K].
         begin: First query.
         end: One more than the last query.
-        out: Filled with the scores [end - begin, K, C]; `MASKED` where a candidate is the target.
+        out: Filled as by `own_scores` [ceil((end - begin) / T), K, T, C]; `MASKED` where a candidate is the
+            target.
     """
-    width = queries.shape[1]
-    sums = np.empty(LANES, np.float32)
+    width, count = queries.shape[1], len(columns)
+    sums, flat, apart = np.empty(LANES, np.float32), out.reshape(-1), out.shape[2] * count
     for index in range(len(pool)):
-        start, stop = index * LANES, min((index + 1) * LANES, len(columns))
+        start, stop = index * LANES, min((index + 1) * LANES, count)
+        tile = span(pool, index * width * LANES, width * LANES)
         for b in range(begin, end):
             query = span(queries, b * width, width)
             sums[:] = 0
-            _sum_tile(kind, sums, query, pool[index], 0, width, bounds, calibration, 0, out, b - begin, start)
-            for n in range(start, stop):
-                if columns[n] == targets[b]:
-                    out[b - begin, :, n] = MASKED
+            place = _place(out, b - begin, start)
+            _sum_tile(
+                kind, sums, query, tile, 0, width, bounds, calibration, 0, flat, place, apart, stop - start
+            )
+            for n in range(stop - start):
+                if columns[start + n] == targets[b]:
+                    for k in range(len(bounds) - 1):
+                        flat[place + k * apart + n] = MASKED
 
 
 @cached
@@ -258,7 +302,9 @@ def target_scores(
     for start in range(begin, end, LANES):
         stop = min(start + LANES, end)
         for b in range(start, stop):
-            _terms(kind, queries[b], table[targets[b]], terms[b - start])
+            prefetch_row(table, targets[min(b + AHEAD, end - 1)] * width, width)
+            query, row = span(queries, b * width, width), span(table, targets[b] * width, width)
+            _terms(kind, query, row, span(terms, (b - start) * width, width))
         _turn_rows(terms, offsets, 0, width, tile)
         sums[:] = 0
         for k in range(len(bounds) - 1):

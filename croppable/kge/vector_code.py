@@ -108,9 +108,10 @@ class Vector:
     def __mul__(self, other: Vector | float) -> Vector:
         return self._with("fmul", other)
 
-    def below(self, bound: float) -> Any:
+    def below(self, bound: Vector | float) -> Any:
         """Return where a number is less than the bound; false for NaN."""
-        return self.builder.fcmp_ordered("<", self.value, self.of(bound).value)
+        bound = bound if isinstance(bound, Vector) else self.of(bound)
+        return self.builder.fcmp_ordered("<", self.value, bound.value)
 
     def where(self, condition: Any, other: Vector | float) -> Vector:
         """Return this where the condition holds, else the other."""
@@ -123,22 +124,22 @@ class Vector:
         bits = self.builder.or_(self.builder.bitcast(self.value, WHOLE), signs)
         return Vector(self.builder, self.builder.bitcast(bits, VECTOR))
 
-    def inverse(self) -> Vector:
-        """Return 1 / x; by an estimate of 14 bits and one step of Newton's where there is one."""
+    def inverse(self, one: Vector) -> Vector:
+        """Return 1 / x, given 1; by an estimate of 14 bits and one step of Newton's where there is one."""
         if PERMUTED < SQUARE:
-            return self.of(1.0)._with("fdiv", self)
+            return one._with("fdiv", self)
         mask = ir.IntType(16)
         kind = ir.FunctionType(VECTOR, [VECTOR, VECTOR, mask])
         estimate = self.builder.module.declare_intrinsic("llvm.x86.avx512.rcp14.ps.512", (), kind)
         given = [self.value, self.value, ir.Constant(mask, 2**16 - 1)]
         near = Vector(self.builder, self.builder.call(estimate, given))
-        return near * (self.of(1.0) - self * near) + near
+        return near * (one - self * near) + near
 
-    def times(self, factor: float, more: Vector) -> Vector:
+    def times(self, factor: Vector, more: Vector) -> Vector:
         """Return factor x + more, rounded once where the processor can."""
         kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
         name = f"llvm.fmuladd.v{SQUARE}f32"
-        given = [self.value, self.of(factor).value, more.value]
+        given = [self.value, factor.value, more.value]
         fused = self.builder.module.declare_intrinsic(name, (), kind)
         return Vector(self.builder, self.builder.call(fused, given))
 

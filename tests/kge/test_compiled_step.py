@@ -11,10 +11,11 @@ from torch import Tensor
 
 from croppable import compiling
 from croppable.kge import compiled_step
-from croppable.kge.gradient_kernels import gather_weights, pool_gradients, row_gradients
+from croppable.kge.gradient_kernels import gather_weights, row_gradients
 from croppable.kge.loss_kernels import STATS, judge, judge_gradients
 from croppable.kge.model import KGEModel
 from croppable.kge.objective import LinkPrediction
+from croppable.kge.pool_kernels import pool_gradients, sum_rows, target_gradients
 from croppable.kge.scores import SCORES
 from croppable.kge.step_kernels import own_scores, pool_scores, target_scores
 from croppable.kge.usual_kernels import judge_own, judge_pool, judge_usual, weigh_usual
@@ -98,13 +99,14 @@ def test_losses_and_gradients_are_those_of_the_specification(
     assert_equal(score, sizes, shared=shared, side="head")
 
 
-@pytest.mark.parametrize("negatives", [16, 50, 64])
-@pytest.mark.parametrize("sizes", [SIZES, MANY, (24,)], ids=str)
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("negatives", [16, 50, 64, 150])
+@pytest.mark.parametrize("sizes", [SIZES, MANY, ODD, (24,)], ids=str)
 @pytest.mark.parametrize("score", ADDITIVE)
 def test_scores_that_are_not_kept_give_the_losses_and_gradients_of_the_specification(
-    score: str, sizes: tuple[int, ...], negatives: int
+    score: str, sizes: tuple[int, ...], negatives: int, shared: bool
 ) -> None:
-    assert_equal(score, sizes, negatives=negatives, calibration="none")
+    assert_equal(score, sizes, negatives=negatives, shared=shared, calibration="none")
 
 
 @pytest.mark.parametrize(
@@ -118,8 +120,11 @@ def test_scores_that_are_not_kept_give_the_losses_and_gradients_of_the_specifica
     ],
     ids=str,
 )
-def test_the_usual_objective_in_all_forms_is_that_of_the_specification(options: dict[str, Any]) -> None:
-    assert_equal("transe-l1", MANY, calibration="none", **options)
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_usual_objective_in_all_forms_is_that_of_the_specification(
+    options: dict[str, Any], shared: bool
+) -> None:
+    assert_equal("transe-l1", MANY, shared=shared, calibration="none", **options)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -137,6 +142,22 @@ def test_sigma_and_sums_are_those_of_double_precision(sign: float) -> None:
     terms = (weight, weight * loss, weight * before, weight * loss * before, huber)
     expected = torch.stack([term.sum((0, 2)) for term in terms], -1)
     torch.testing.assert_close(stats[:, 1:].double(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("calibration", ["affine", "none"])
+@pytest.mark.parametrize("score", ["transe-l1", "rotate"])
+def test_numbers_that_are_equal_do_not_pull_whatever_the_sign_of_zero(score: str, calibration: str) -> None:
+    gradients = []
+    for compiled in ("none", "auto"):
+        step = step_of(compiled, score, MANY, calibration=calibration)
+        with torch.no_grad():
+            step.model.entity[: ENTITIES // 2, ::2] = 0.0
+            step.model.entity[ENTITIES // 2 :, ::2] = -0.0
+            step.model.relation[:] = -0.0
+        run(step, batch_of(64, shared=True), "tail")
+        assert step.model.entity.grad is not None
+        gradients.append(step.model.entity.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-6)
 
 
 def test_the_same_batch_gives_the_same_bits() -> None:
@@ -201,7 +222,8 @@ def test_two_threads_give_what_one_gives(score: str, shared: bool, calibration: 
 def test_a_run_of_the_same_shapes_compiles_each_kernel_once() -> None:
     kernels: list[Any] = [
         own_scores, pool_scores, target_scores, judge, judge_gradients, gather_weights,
-        row_gradients, pool_gradients, judge_usual, judge_own, judge_pool, weigh_usual,
+        row_gradients, pool_gradients, target_gradients, sum_rows, judge_usual, judge_own, judge_pool,
+        weigh_usual,
     ]  # fmt: skip
     for score in ADDITIVE:
         for sizes in (SIZES, MANY, (24,)):

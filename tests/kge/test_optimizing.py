@@ -61,6 +61,24 @@ def test_the_state_is_that_of_torch(shape: tuple[int, ...], dtype: torch.dtype) 
         torch.testing.assert_close(sparse.state_dict()["state"][0][name], value)
 
 
+def test_a_dense_table_moves_as_by_torch() -> None:
+    torch.manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.ones(6, 40)) for _ in range(2)]
+    optimizers = [torch.optim.Adagrad(parameters[:1], lr=0.1), RowAdagrad(parameters[1:], lr=0.1)]
+    for _ in range(3):
+        gradient = torch.randn(6, 40)
+        gradient[2] = 0
+        for parameter, optimizer in zip(parameters, optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+            assert torch.equal(parameter.grad, gradient)
+    torch.testing.assert_close(*parameters)
+    states = [optimizer.state_dict()["state"][0] for optimizer in optimizers]
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value)
+
+
 def test_rows_move_alike_on_one_thread_and_on_two() -> None:
     threads, trained = torch.get_num_threads(), []
     generator = torch.Generator().manual_seed(0)
