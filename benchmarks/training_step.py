@@ -40,7 +40,12 @@ from croppable.med import MED
 D, B, N = 640, 512, 64
 SIZES = {"plain": (D,), "8 sizes": tuple(range(80, D + 1, 80)), "64 sizes": tuple(range(10, D + 1, 10))}
 OPTIMIZERS: dict[str, Any] = {"adam": torch.optim.Adam, "adagrad": torch.optim.Adagrad}
-POOLS = (64, 256)
+# Negatives of a pool, and pools of a batch.
+POOLS = {
+    "64 shared by the batch": (64, 1),
+    "64 shared by 128 queries": (64, 4),
+    "256 shared by the batch": (256, 1),
+}
 SCORES = ("transe-l1", "distmult", "complex", "rotate", "simple")
 
 
@@ -57,7 +62,13 @@ def machine() -> dict[str, Any]:
 
 
 def our_step(
-    graph: KnowledgeGraph, score: str, sizes: tuple[int, ...], *, pool: int = 0, optimizer: str = "adam"
+    graph: KnowledgeGraph,
+    score: str,
+    sizes: tuple[int, ...],
+    *,
+    pool: int = 0,
+    pools: int = 1,
+    optimizer: str = "adam",
 ) -> Callable[[], float]:
     """Return a function that does one training step and returns its seconds, sampling included.
 
@@ -65,14 +76,15 @@ def our_step(
         graph: What is learned.
         score: Name of the score.
         sizes: Ascending.
-        pool: Number of negatives that the batch shares; 0: each triple has N of its own.
+        pool: Number of negatives that queries share; 0: each triple has N of its own.
+        pools: How many such pools the batch has, each for as many queries.
         optimizer: "adam" or "adagrad".
     """
     torch.manual_seed(0)
     model = KGEModel(graph.num_entities, graph.num_relations, sizes, score, margin=9.0)
     off = {"mutual": 0.0, "w1": 0.0, "w2": 0.0, "w3": 0.0} if len(sizes) == 1 else {}
     step = LinkPrediction(model, MED(sizes, **off), compiled="auto")
-    touched = 2 * B + (pool or N * B)
+    touched = 2 * B + (pool * pools or N * B)
     updates = make_optimizer(step, optimizer, 1e-3, touched_rows=touched)
     source = sampling.batches(graph.train, B, seed=0, epoch=0)
 
@@ -81,7 +93,7 @@ def our_step(
         batch = next(source)
         generator = sampling.step_generator(0, batch.step)
         if pool:
-            negatives = sampling.shared_negatives(pool, graph.num_entities, generator)
+            negatives = sampling.shared_negatives(pool, graph.num_entities, generator, pools=pools)
         else:
             negatives = sampling.uniform_negatives(batch, N, graph.num_entities, generator)
         step(batch.anchor, batch.relation, batch.target, negatives, batch.side)["loss"].backward()
@@ -212,10 +224,12 @@ def separate_cost(graph: KnowledgeGraph, score: str, rounds: int) -> dict[str, f
 
 def against_pykeen(graph: KnowledgeGraph, optimizer: str, rounds: int) -> dict[str, Any]:
     """Compare TransE steps at 64 sizes with PyKEEN's at one size; ratios are to PyKEEN's as shipped."""
-    kinds = {"64 of each triple": 0} | {f"{pool} shared by the batch": pool for pool in POOLS}
+    kinds = {"64 of each triple": (0, 1), **POOLS}
     steps = {
-        name: several(our_step(graph, "transe-l1", SIZES["64 sizes"], pool=pool, optimizer=optimizer))
-        for name, pool in kinds.items()
+        name: several(
+            our_step(graph, "transe-l1", SIZES["64 sizes"], pool=pool, pools=pools, optimizer=optimizer)
+        )
+        for name, (pool, pools) in kinds.items()
     }
     steps["as shipped"] = as_shipped(pykeen_step(graph, 4, optimizer))
     steps["with freed memory kept"] = pykeen_step(graph, 4, optimizer)

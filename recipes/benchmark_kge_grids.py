@@ -204,6 +204,10 @@ def pool_grid(graph: str) -> Grid:
     kinds = {
         "each-64": (("uniform", "--num_negatives", "64"), "64 negatives of each triple"),
         "pool-64": (("shared", "--num_negatives", "64"), "a pool of 64"),
+        "pools-64": (
+            ("shared", "--num_negatives", "64", "--pool_queries", "128"),
+            "pools of 64, each for 128 queries",
+        ),
         "pool-256": (("shared", "--num_negatives", "256"), "a pool of 256"),
     }
     lines = tuple(

@@ -81,6 +81,11 @@ def build_step(config: Config, task: Task, sizes: tuple[int, ...]) -> LinkPredic
     )  # fmt: skip
 
 
+def count_pools(config: Config, queries: int) -> int:
+    """Return how many pools so many queries share."""
+    return -(-queries // config.pool_queries) if config.pool_queries else 1
+
+
 def draw_negatives(
     config: Config, task: Task, batch: sampling.Batch, accelerator: Accelerator
 ) -> torch.Tensor | None:
@@ -91,7 +96,10 @@ def draw_negatives(
         config.seed, batch.step, accelerator.process_index, accelerator.device
     )
     if config.negatives == "shared":
-        return sampling.shared_negatives(config.num_negatives, task.graph.num_entities, generator)
+        pools = count_pools(config, len(batch.target))
+        return sampling.shared_negatives(
+            config.num_negatives, task.graph.num_entities, generator, pools=pools
+        )
     if config.filter_negatives:
         return sampling.filtered_negatives(batch, config.num_negatives, task.train_known, generator)
     return sampling.uniform_negatives(batch, config.num_negatives, task.graph.num_entities, generator)
@@ -140,7 +148,7 @@ def build_optimizer(config: Config, step: nn.Module, processes: int) -> torch.op
         batch, entities = config.per_device_train_batch_size, step.model.num_entities
         candidates = {
             "all": entities,
-            "shared": config.num_negatives,
+            "shared": config.num_negatives * count_pools(config, batch),
             "uniform": batch * config.num_negatives,
         }
         touched = 2 * batch + candidates[config.negatives]

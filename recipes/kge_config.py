@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from croppable.kge.files import validate_column_order
+from croppable.kge.sampling import RUN
 from croppable.kge.scores import SCORES
 
 STATES = "training_states"  # inside the output folder
@@ -17,6 +18,7 @@ TAUGHT = ("med", "nested")  # one run of all sizes, which may have a teacher
 # The smallest value of every whole number but the seed.
 LEAST = {
     "num_negatives": 1,
+    "pool_queries": 0,
     "per_device_train_batch_size": 1,
     "num_train_epochs": 1,
     "max_train_steps": 0,
@@ -108,9 +110,10 @@ class Config:
     )
     # sampling
     negatives: str = flag(
-        "all", "uniform per query, one shared pool per batch, or every entity.", ("uniform", "shared", "all")
+        "all", "uniform per query, pools shared by queries, or every entity.", ("uniform", "shared", "all")
     )
-    num_negatives: int = flag(64, "Negatives per query, or the size of the pool (paper: 64).")
+    num_negatives: int = flag(64, "Negatives per query, or the size of a pool (paper: 64).")
+    pool_queries: int = flag(0, "Queries that share one pool, at least 8; 0: the whole batch.")
     filter_negatives: bool = flag(False, "Never draw a known true answer as a negative (uniform only).")
     # optimisation
     optimizer: str = flag("adagrad", "adam is fused; kbc uses adagrad.", ("adam", "adagrad"))
@@ -166,6 +169,11 @@ def contradictions(config: Config) -> list[str]:
         wrong.append(f"--{error}")
     if config.filter_negatives and config.negatives != "uniform":
         wrong.append(f"--filter_negatives needs --negatives uniform, got {config.negatives}")
+    if config.pool_queries and (config.negatives != "shared" or config.pool_queries < RUN):
+        wrong.append(
+            f"--pool_queries needs --negatives shared and at least {RUN} queries, got {config.negatives} and "
+            f"{config.pool_queries}"
+        )
     if config.push_to_hub and not config.hub_model_id:
         wrong.append("--push_to_hub needs --hub_model_id name/model")
     if config.push_to_hub and config.objective in PER_SIZE:

@@ -67,14 +67,14 @@ def test_every_series_grows_in_one_thing(growth: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
-@pytest.mark.parametrize("pool", [0, 5])
+@pytest.mark.parametrize(("pool", "pools"), [(0, 1), (5, 1), (5, 4)])
 def test_our_step_trains_with_own_and_with_shared_negatives(
-    training_step: ModuleType, optimizer: str, pool: int
+    training_step: ModuleType, optimizer: str, pool: int, pools: int
 ) -> None:
     triples = torch.randint(9, (training_step.B * 2, 3), generator=torch.Generator().manual_seed(0))
     names = tuple(map(str, range(9)))
     graph = KnowledgeGraph("small", names, names, triples, triples[:1], triples[:1])
-    step = training_step.our_step(graph, "transe-l1", (2, 4), pool=pool, optimizer=optimizer)
+    step = training_step.our_step(graph, "transe-l1", (2, 4), pool=pool, pools=pools, optimizer=optimizer)
     assert all(step() > 0 for _ in range(2))
 
 

@@ -3,8 +3,8 @@
 The batch is cut into pieces whose scores stay in the cache. The specification is `LinkPrediction` without
 compilation; croppable/kge/compiled_step.py hands the results to autograd. The file needs numba (extra "kge").
 
-Shapes: B queries, N negatives of each or C shared by all, A rows that only one query uses (its target, then
-its negatives), W numbers of a row (dims x parts), K sizes.
+Shapes: B queries, N negatives of each or C of each of G pools, A rows that only one query uses (its target,
+then its negatives), W numbers of a row (dims x parts), K sizes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from croppable.kge.compiled_gradients import (
+    Pools,
     Rows,
     Steps,
     add_rows,
     cut_blocks,
     group,
     sums_of_rows,
-    through_pool,
+    through_pools,
     through_rows,
 )
 from croppable.kge.compiled_plan import Plan
@@ -33,6 +34,7 @@ from croppable.kge.gradient_kernels import gather_weights
 from croppable.kge.loss_kernels import STATS, judge, judge_gradients
 from croppable.kge.pieces import cut, on_all_threads
 from croppable.kge.ranking_kernels import SQUARED
+from croppable.kge.sampling import runs_of_pools
 from croppable.kge.scores import Side
 from croppable.kge.step_kernels import LANES, own_scores, pool_scores, target_scores
 from croppable.kge.usual_kernels import TOGETHER, judge_own, judge_pool, judge_usual, weigh_usual
@@ -85,7 +87,7 @@ class Batch:
         self.learned = learned
         self.plan, self.entity, self.calibration, self.strengths = plan, entity, calibration, strengths
         self.anchor, self.target, negatives = (i.contiguous() for i in ids)  # kernels know one layout
-        self.shared = negatives.ndim == 1
+        self.shared = negatives.shape[:-1] != self.target.shape
         with torch.enable_grad():
             self.anchor_rows = entity.detach().index_select(0, self.anchor).requires_grad_()
             self.relation_rows = relation_rows.detach().requires_grad_()
@@ -103,15 +105,25 @@ class Batch:
         self.own = torch.empty(1, sizes, batch)
         self.scores = None if self.usual else torch.empty_like(self.sigma)
         self.own_sigma, self.own_stats = torch.empty_like(self.own), torch.empty(1, sizes, STATS)
-        self.pool = _by_lanes(entity.flatten(1)[negatives]) if self.shared else None
+        self.pools = self._pools() if self.shared else None
+
+    def _pools(self) -> Pools:
+        """Look up the rows of the candidates that queries share."""
+        ids = self.negatives if self.negatives.ndim == 2 else self.negatives[None]
+        rows = self.entity.flatten(1)[ids]
+        return Pools(ids.numpy(), _by_lanes(rows), runs_of_pools(len(self.target), len(ids)))
 
     def pieces(self) -> list[tuple[int, int]]:
         """Ranges of queries: whose scores stay in the cache, or a few for each thread if none are kept."""
         count, width = self.rows.queries.shape
         numbers = (1 + self.negatives.shape[-1]) * width
-        if self.usual:
-            return cut_blocks(count, PIECES, TOGETHER if self.shared else 1, numbers)
-        return cut(count, PIECE // self.sigma[0].numel(), numbers)
+        if self.usual and self.pools is None:
+            return cut_blocks(count, PIECES, 1, numbers)
+        if self.usual and self.pools is not None:
+            return self.pools.pieces(PIECES, TOGETHER, numbers)
+        runs = [(0, count)] if self.pools is None else self.pools.runs
+        cuts = [(begin, cut(end - begin, PIECE // self.sigma[0].numel(), numbers)) for begin, end in runs]
+        return [(begin + first, begin + last) for begin, parts in cuts for first, last in parts]
 
     def judge(self) -> None:
         """Score and judge all candidates."""
@@ -122,22 +134,24 @@ class Batch:
         judging = plan.judging(False, *self.strengths)
         number = {begin: i for i, (begin, _) in enumerate(pieces)}
         self.stats = torch.empty(len(pieces) if self.usual else len(sigma), len(plan.sizes), STATS)
-        stats, pool, (_, queries, table, bounds, *_) = self.stats.numpy(), self.pool, self.rows
+        stats, pools, (_, queries, table, bounds, *_) = self.stats.numpy(), self.pools, self.rows
 
         def piece(begin: int, end: int) -> None:
             segments, learned = (bounds, calibration), self.learned
+            pool = pools.of(begin) if pools is not None else 0
             if scores is None:
                 strength: Any = (judging.w, learned, begin, end, sigma, stats[number[begin]])
-                if pool is None:
+                if pools is None:
                     judge_own(kind, queries, table, negatives, *segments, *strength)
                 else:
-                    judge_pool(kind, queries, pool, negatives, targets, *segments, *strength)
+                    some = (pools.rows[pool], pools.ids[pool])
+                    judge_pool(kind, queries, *some, targets, *segments, *strength)
             else:
                 out: Any = (*segments, begin, end, scores[begin:end, :, None])
-                if pool is None:
+                if pools is None:
                     own_scores(kind, queries, table, negatives, *out)
                 else:
-                    pool_scores(kind, queries, pool, negatives, targets, *out)
+                    pool_scores(kind, queries, pools.rows[pool], pools.ids[pool], targets, *out)
                 judge(scores[begin:end], *judging, own, sigma[begin:end], stats[begin:end])
             begin, end = (min(-(-place // LANES) * LANES, len(targets)) for place in (begin, end))
             target_scores(kind, queries, table, targets, *segments, begin, end, self.own[0].numpy())
@@ -178,11 +192,11 @@ class Batch:
 
     def _through(self, steps: Steps) -> tuple[Tensor | None, Tensor, Tensor]:
         """Return the touched rows, None for all, with their gradients, and those of the relations' rows."""
-        ids = [self.own_ids.flatten(), self.anchor, *([self.negatives] if self.shared else [])]
+        ids = [self.own_ids.flatten(), self.anchor, *([self.negatives.flatten()] if self.shared else [])]
         some = ids if self.plan.sparse or self.shared else ids[:1]
         uses = group(torch.cat(some), len(self.rows.table), self.plan.sparse)
-        if self.pool is not None:
-            by_query, by_target, by_pool = through_pool(self.rows, steps, self.target.numpy(), self.pool)
+        if self.pools is not None:
+            by_query, by_target, by_pool = through_pools(self.rows, steps, self.target.numpy(), self.pools)
             by_anchor, by_relation = self._through_query(by_query)
             return uses.touched, sums_of_rows(uses, by_target, by_anchor, by_pool), by_relation
         by_touched, by_query = through_rows(self.rows, steps, uses)
@@ -277,9 +291,9 @@ class Batch:
 
 
 def _by_lanes(pool: Tensor) -> NDArray[Any]:
-    """Transpose a pool's rows ``[C, W]`` by LANES, as `pool_scores` takes them."""
-    rows = F.pad(pool, (0, 0, 0, -len(pool) % LANES))
-    return rows.view(-1, LANES, rows.shape[1]).transpose(1, 2).contiguous().numpy()
+    """Transpose the rows of pools ``[G, C, W]`` by LANES, as `pool_scores` takes those of one."""
+    rows = F.pad(pool, (0, 0, 0, -pool.shape[1] % LANES))
+    return rows.view(len(pool), -1, LANES, rows.shape[2]).transpose(2, 3).contiguous().numpy()
 
 
 def _mean_loss(sums: Tensor) -> Tensor:

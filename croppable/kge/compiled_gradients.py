@@ -3,8 +3,9 @@
 croppable/kge/compiled_batch.py says what the gradients by totals are made of. The file needs numba (extra
 "kge").
 
-Shapes: B queries, N negatives of each or C shared by all, A rows that only one query uses (its target, then
-its negatives), W numbers of a row (dims x parts), K sizes, K' at least K, E entities, U rows with a gradient.
+Shapes: B queries, N negatives of each or C of each of G pools, A rows that only one query uses (its target,
+then its negatives), W numbers of a row (dims x parts), K sizes, K' at least K, E entities, U rows with a
+gradient.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from croppable.kge.pool_kernels import pool_gradients, sum_rows, target_gradient
 from croppable.kge.usual_kernels import TOGETHER
 
 __all__ = [
-    "Rows", "Steps", "Uses", "add_rows", "cut_blocks", "group", "sums_of_rows", "through_pool",
+    "Pools", "Rows", "Steps", "Uses", "add_rows", "cut_blocks", "group", "sums_of_rows", "through_pools",
     "through_rows",
 ]  # fmt: skip
 
@@ -39,6 +40,30 @@ class Rows(NamedTuple):
     bounds: NDArray[Any]
     firsts: NDArray[Any]
     places: NDArray[Any]
+
+
+class Pools(NamedTuple):
+    """Candidates that queries share.
+
+    Attributes:
+        ids: Entity ids ``[G, C]``.
+        rows: Their rows, each pool's as in `pool_gradients` ``[G, ceil(C / LANES), W, LANES]``.
+        runs: The queries begin..end of each pool; of pools that no query needs there is none.
+    """
+
+    ids: NDArray[Any]
+    rows: NDArray[Any]
+    runs: list[tuple[int, int]]
+
+    def of(self, query: int) -> int:
+        """Return the pool of a query."""
+        return query // self.runs[0][1]
+
+    def pieces(self, pieces: int, together: int, numbers: int) -> list[tuple[int, int]]:
+        """Cut the queries as `cut_blocks` does, pool by pool."""
+        each = -(-pieces // len(self.runs))
+        cuts = [(begin, cut_blocks(end - begin, each, together, numbers)) for begin, end in self.runs]
+        return [(begin + first, begin + last) for begin, parts in cuts for first, last in parts]
 
 
 class Steps(NamedTuple):
@@ -141,8 +166,8 @@ def through_rows(rows: Rows, steps: Steps, uses: Uses) -> tuple[Tensor, Tensor]:
     return out, by_query
 
 
-def through_pool(
-    rows: Rows, steps: Steps, targets: NDArray[Any], pool: NDArray[Any]
+def through_pools(
+    rows: Rows, steps: Steps, targets: NDArray[Any], pools: Pools
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Let the queries pull at their targets and at the candidates they share, and these at them.
 
@@ -150,20 +175,25 @@ def through_pool(
         rows: Of the batch.
         steps: Of the batch.
         targets: Entity ids ``[B]``.
-        pool: Candidate rows as in `pool_gradients`.
+        pools: Of the batch.
 
     Returns:
-        Gradients of the queries ``[B, W]``, of the target of each ``[B, W]`` and of the pool ``[C, W]``.
+        Gradients of the queries ``[B, W]``, of the target of each ``[B, W]`` and of the pools ``[G C, W]``.
     """
     (batch, width), count = rows.queries.shape, steps.values.shape[3]
     by_query, by_target = torch.empty(2, batch, width)
-    pieces = cut_blocks(batch, HALVES, TOGETHER, count * width)
-    by_pools, values, own = torch.zeros(len(pieces), *pool.shape), steps.values.numpy(), steps.own.numpy()
+    pieces = pools.pieces(HALVES, TOGETHER, count * width)
+    by_pools = torch.zeros(len(pieces), *pools.rows.shape[1:])
+    number, values, own = (
+        dict(zip(pieces, range(len(pieces)), strict=True)),
+        steps.values.numpy(),
+        steps.own.numpy(),
+    )
 
     def piece(begin: int, end: int) -> None:
         pool_gradients(
-            rows.kind, rows.queries, pool, values, steps.usual, steps.w, steps.slopes,
-            rows.bounds, begin, end, by_query.numpy(), by_pools[pieces.index((begin, end))].numpy(),
+            rows.kind, rows.queries, pools.rows[pools.of(begin)], values, steps.usual, steps.w, steps.slopes,
+            rows.bounds, begin, end, by_query.numpy(), by_pools[number[begin, end]].numpy(),
         )  # fmt: skip
         target_gradients(
             rows.kind, rows.queries, rows.table, targets, own, rows.firsts, rows.places, begin, end,
@@ -171,7 +201,9 @@ def through_pool(
         )  # fmt: skip
 
     on_all_threads(piece, pieces)
-    return by_query, by_target, by_pools.sum(0).transpose(1, 2).reshape(-1, width)[:count]
+    by_rows = torch.zeros(len(pools.rows), *by_pools.shape[1:])
+    by_rows.index_add_(0, torch.tensor([pools.of(begin) for begin, _ in pieces]), by_pools)
+    return by_query, by_target, by_rows.transpose(2, 3).flatten(1, 2)[:, :count].reshape(-1, width)
 
 
 def sums_of_rows(uses: Uses, targets: Tensor, anchors: Tensor, pool: Tensor) -> Tensor:

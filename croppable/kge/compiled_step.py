@@ -56,7 +56,8 @@ def binary_losses(
         shift: Added to them ``[K]``.
         anchor: Ids ``[B]``.
         target: Ids ``[B]``.
-        negatives: Ids ``[B, N]``, or ``[C]`` shared by all queries.
+        negatives: Ids ``[B, N]``, ``[C]`` shared by all queries, or ``[G, C]`` of G < B pools, each shared by
+            a run of queries.
         side: The side that is asked for.
 
     Returns:
@@ -78,10 +79,11 @@ def binary_losses(
 def _check_ids(num_entities: int, anchor: Tensor, target: Tensor, negatives: Tensor) -> None:
     """Kernels do not check what they read, so this does."""
     batch = len(anchor)
-    if target.shape != (batch,) or negatives.ndim not in (1, 2) or negatives.shape[:-1] not in ((), (batch,)):
+    fits = negatives.ndim == 1 or (negatives.ndim == 2 and len(negatives) <= batch)
+    if target.shape != (batch,) or not fits:
         raise ValueError(
-            f"expected anchors [B], targets [B] and negatives [B, N] or [C], got {tuple(anchor.shape)}, "
-            f"{tuple(target.shape)} and {tuple(negatives.shape)}"
+            f"expected anchors [B], targets [B] and negatives [B, N], [C] or [G, C] of fewer pools than "
+            f"queries, got {tuple(anchor.shape)}, {tuple(target.shape)} and {tuple(negatives.shape)}"
         )
     for name, ids in (("anchor", anchor), ("target", target), ("negative", negatives)):
         if ids.dtype != torch.int64:

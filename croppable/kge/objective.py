@@ -17,6 +17,7 @@ from croppable.compiling import compile_or_not, import_kernels
 from croppable.core import Nested
 from croppable.kge import streaming
 from croppable.kge.model import KGEModel
+from croppable.kge.sampling import runs_of_pools
 from croppable.kge.scores import Side
 from croppable.med import MED
 
@@ -127,7 +128,8 @@ class LinkPrediction(nn.Module):
             anchor: Ids of the known entities, ``[B]``.
             relation: Ids of the relations, ``[B]``.
             target: Ids of the answers, ``[B]``.
-            negatives: Ids ``[B, N]`` per query, ``[C]`` shared by all queries, or None: every entity.
+            negatives: Ids ``[B, N]`` per query, ``[C]`` shared by all queries, ``[G, C]`` for G pools with G
+                less than B, each shared by a run of queries (`runs_of_pools`), or None: every entity.
             side: The side that is asked for; reciprocal models also take a bool tensor, see `KGEModel`.
 
         Returns:
@@ -171,9 +173,9 @@ class LinkPrediction(nn.Module):
         self, anchor: Tensor, relation: Tensor, target: Tensor, negatives: Tensor | None, side: Side | Tensor
     ) -> tuple[Any, ...]:
         """Look up all rows of a batch: the arguments of `_scores_of_rows`."""
-        per_query = negatives is not None and negatives.ndim == 2
+        per_query = negatives is not None and negatives.shape[:-1] == target.shape
         candidates = negatives
-        if negatives is not None and negatives.ndim == 2:
+        if negatives is not None and per_query:
             candidates = torch.cat([target[:, None], negatives], 1)
         rows = self.model.lookup(anchor, relation, candidates, side)
         answers = None if per_query else self.model.lookup(target, relation, None, side)[0]
@@ -191,15 +193,31 @@ class LinkPrediction(nn.Module):
         side: Side | Tensor,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
         sizes = self.nested.sizes
-        score = partial(self.model.score_rows, sizes, anchor, relation, side=side, reach=self.reach)
-        scores = score(candidates)
+        score = partial(self.model.score_rows, sizes, side=side, reach=self.reach)
+        if shared is not None and shared.ndim == 2:
+            scores, shared = self._against_pools(score, anchor, relation, candidates, shared)
+        else:
+            scores = score(anchor, relation, candidates)
         if answers is None:
             answers = candidates[:, 0]
         if shared is not None:
             scores = scores.masked_fill(shared == target[:, None], MASKED)
-            scores = torch.cat([score(answers[:, None]), scores], -1)
+            scores = torch.cat([score(anchor, relation, answers[:, None]), scores], -1)
         true_column = target if against_all else torch.zeros_like(target)
         return scores, true_column, (anchor, relation, answers)
+
+    def _against_pools(
+        self, score: Callable[..., Tensor], anchor: Tensor, relation: Tensor, candidates: Tensor, ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Score each run of queries against its own pool; return scores ``[K, B, C]`` and ids ``[B, C]``."""
+        runs = runs_of_pools(len(anchor), len(ids))
+        axis = int(self.model.relations == "own")  # of the queries, in the rows of relations
+        scores = [
+            score(anchor[begin:end], relation.narrow(axis, begin, end - begin), candidates[pool])
+            for pool, (begin, end) in enumerate(runs)
+        ]
+        seen = [ids[pool].expand(end - begin, -1) for pool, (begin, end) in enumerate(runs)]
+        return torch.cat(scores, 1), torch.cat(seen)
 
     def _loss_of_rows(self, *gathered: Any) -> dict[str, Tensor]:
         scores, true_column, rows = self._scores_of_rows(*gathered)

@@ -16,16 +16,19 @@ from torch import Tensor
 from croppable.kge.known import SIDES, KnownTriples
 
 __all__ = [
+    "RUN",
     "Batch",
     "batches",
     "filtered_negatives",
     "known_mask",
+    "runs_of_pools",
     "shared_negatives",
     "step_generator",
     "steps_per_epoch",
     "uniform_negatives",
 ]
 
+RUN = 8  # queries; kernels take a pool's queries by so many
 _MASK = 2**64 - 1
 
 
@@ -237,18 +240,35 @@ def filtered_negatives(
     return negatives
 
 
-def shared_negatives(num_negatives: int, num_entities: int, generator: torch.Generator) -> Tensor:
-    """Draw one pool of entities uniformly for the whole batch, ``[C]`` long, on the generator's device.
+def shared_negatives(
+    num_negatives: int, num_entities: int, generator: torch.Generator, *, pools: int = 1
+) -> Tensor:
+    """Draw pools of entities uniformly, on the generator's device.
 
-    Scoring a shared pool is a matrix product instead of a gather per row. Repetitions are possible;
-    `known_mask` says which of the pool answer a query.
+    Scoring a shared pool is a matrix product instead of a gather per row. With several pools a batch sees
+    more entities at the same cost; `runs_of_pools` says which queries share one. Repetitions are possible;
+    `known_mask` says which of a pool for the whole batch answer a query.
 
     Args:
         num_negatives: C.
         num_entities: E.
         generator: See `step_generator`.
+        pools: G.
+
+    Returns:
+        ``[C]`` long for one pool, else ``[G, C]``.
     """
-    return _draw(num_entities, (num_negatives,), generator, generator.device)
+    shape = (num_negatives,) if pools == 1 else (pools, num_negatives)
+    return _draw(num_entities, shape, generator, generator.device)
+
+
+def runs_of_pools(queries: int, pools: int) -> list[tuple[int, int]]:
+    """Return the queries begin..end of each pool: runs of one length, a multiple of RUN, but for the last.
+
+    There may be fewer runs than pools, where so many queries do not need them.
+    """
+    length = RUN * -(-queries // (RUN * pools))
+    return [(begin, min(begin + length, queries)) for begin in range(0, queries, length)]
 
 
 def known_mask(batch: Batch, pool: Tensor, known: KnownTriples) -> Tensor:

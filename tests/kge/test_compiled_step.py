@@ -53,9 +53,11 @@ def step_of(
     return LinkPrediction(model, med, n3=n3, compiled=compiled, sparse=sparse)
 
 
-def batch_of(negatives: int, shared: bool) -> tuple[Tensor, ...]:
+def batch_of(negatives: int, shared: bool | int) -> tuple[Tensor, ...]:
+    """A batch with negatives of each query, shared by all, or in so many pools."""
     generator = torch.Generator().manual_seed(1)
-    shapes = ((BATCH,), (BATCH,), (negatives,) if shared else (BATCH, negatives))
+    others = {False: (BATCH, negatives), True: (negatives,)}.get(shared, (int(shared), negatives))
+    shapes = ((BATCH,), (BATCH,), others)
     anchor, target, others = (torch.randint(ENTITIES, shape, generator=generator) for shape in shapes)
     return anchor, torch.randint(RELATIONS, (BATCH,), generator=generator), target, others
 
@@ -74,7 +76,7 @@ def assert_equal(
     *,
     negatives: int = 50,
     side: Any = "tail",
-    shared: bool = False,
+    shared: bool | int = False,
     **options: Any,
 ) -> None:
     batch = batch_of(negatives, shared)
@@ -90,7 +92,7 @@ def assert_equal(
         assert difference < atol, f"{name} is off by {difference:.1e} of its largest value {scale:.1e}"
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", [False, True, 3])
 @pytest.mark.parametrize("sizes", [SIZES, MANY, ODD, (24,)], ids=str)
 @pytest.mark.parametrize("score", ADDITIVE)
 def test_losses_and_gradients_are_those_of_the_specification(
@@ -107,6 +109,15 @@ def test_scores_that_are_not_kept_give_the_losses_and_gradients_of_the_specifica
     score: str, sizes: tuple[int, ...], negatives: int, shared: bool
 ) -> None:
     assert_equal(score, sizes, negatives=negatives, shared=shared, calibration="none")
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("pools", [2, 3, BATCH - 1])
+@pytest.mark.parametrize("options", [{"calibration": "none"}, {}, {"adversarial": 0.5}], ids=str)
+def test_pools_of_a_run_of_queries_are_those_of_the_specification(
+    options: dict[str, Any], pools: int, sparse: bool
+) -> None:
+    assert_equal("transe-l1", MANY, shared=pools, sparse=sparse, **options)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ def step_of(
     score: str = "complex", task: Any = "multiclass", *, n3: float = 0.0, **options: Any
 ) -> LinkPrediction:
     torch.manual_seed(0)
-    model = KGEModel(6, 3, SIZES, score, reciprocal=options.pop("reciprocal", False))
+    tables = {"reciprocal": options.pop("reciprocal", False), "relations": options.pop("relations", "shared")}
+    model = KGEModel(6, 3, SIZES, score, **tables)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_()
@@ -64,6 +65,23 @@ def test_a_shared_pool_equals_the_same_negatives_for_each_query(score: str, task
     shared, own = step(*BATCH, POOL), step(*BATCH, POOL.expand(3, -1))
     for name, value in own.items():
         torch.testing.assert_close(shared[name], value)
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+@pytest.mark.parametrize(("score", "relations"), [("complex", "shared"), ("transe-l1", "own")])
+def test_pools_of_a_run_of_queries_equal_those_negatives_for_each_query(
+    score: str, relations: Any, task: Any
+) -> None:
+    batch = [ids.repeat(7) for ids in BATCH]  # 21 queries: 16 with the first pool and 5 with the second
+    pools = torch.stack([POOL, (POOL + 1) % 5])
+    step = step_of(score, task, relations=relations, mutual=0.5, w1=1.0, w2=1.0, w3=1.0)
+    own = torch.cat([pools[:1].expand(16, -1), pools[1:].expand(5, -1)])
+    scores, expected = (step.scores(*batch, ids)[0] for ids in (pools, own))
+    answers = own == batch[2][:, None]  # which are no negatives
+    assert 0 < answers.sum() < answers[16:].numel()
+    torch.testing.assert_close(scores[..., 1:][:, ~answers], expected[..., 1:][:, ~answers])
+    torch.testing.assert_close(scores[..., 0], expected[..., 0])
+    assert (scores[..., 1:][:, answers] < -1000).all()
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass"])

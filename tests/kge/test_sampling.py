@@ -15,6 +15,7 @@ from croppable.kge.sampling import (
     batches,
     filtered_negatives,
     known_mask,
+    runs_of_pools,
     shared_negatives,
     step_generator,
     steps_per_epoch,
@@ -239,6 +240,21 @@ def test_a_shared_pool_and_its_mask(side):
             asks_tail = side_of(batch, row) == "tail"
             triple = (anchor, relation, entity) if asks_tail else (entity, relation, anchor)
             assert bool(mask[row, column]) == bool(KNOWN.contains(torch.tensor(triple)))
+
+
+@pytest.mark.parametrize(
+    ("queries", "pools", "runs"),
+    [
+        (512, 4, [(0, 128), (128, 256), (256, 384), (384, 512)]),
+        (20, 2, [(0, 16), (16, 20)]),
+        (9, 4, [(0, 8), (8, 9)]),  # two pools are left over
+        (5, 1, [(0, 5)]),
+    ],
+)
+def test_which_queries_share_a_pool(queries, pools, runs):
+    assert runs_of_pools(queries, pools) == runs
+    drawn = shared_negatives(6, ENTITIES, step_generator(0, 0), pools=pools)
+    assert drawn.shape == ((6,) if pools == 1 else (pools, 6))
 
 
 def test_negatives_repeat_with_the_generator():
