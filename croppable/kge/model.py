@@ -115,6 +115,13 @@ class KGEModel(nn.Module):
         """The score function."""
         return SCORES[self.score]
 
+    @property
+    def ranks_by_rows(self) -> bool:
+        """Whether rows alone decide a ranking: sizes share relations, and calibration is ordinary numbers."""
+        calibration = [p for name, p in self.named_parameters() if name not in ("entity", "relation")]
+        ordinary = all(bool((p.abs() < 80).all()) for p in calibration)  # exp(+-80) is normal in float32
+        return self.relations == "shared" and ordinary
+
     def like(self, sizes: Sequence[int], **changes: Any) -> Self:
         """Build a model of ``sizes`` with the other arguments of this one, but for ``changes``."""
         options = {"margin": self.margin, "reciprocal": self.reciprocal, "calibration": self.calibration,

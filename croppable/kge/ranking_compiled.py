@@ -44,15 +44,10 @@ _SLICES = 4  # pieces of work per thread, so that no thread waits long for anoth
 
 
 def supports(model: object) -> bool:
-    """Whether the kernel ranks what the model scores: float32 on the CPU, a score it has a step for.
-
-    A size's calibration must leave the order of scores alone, so its numbers must be ordinary ones.
-    """
-    if not isinstance(model, KGEModel) or type(model.function) not in STEPS or model.relations != "shared":
+    """Whether the kernel ranks what the model scores: float32 on the CPU, a score it has a step for."""
+    if not isinstance(model, KGEModel) or type(model.function) not in STEPS:
         return False
-    calibration = [p for name, p in model.named_parameters() if name not in ("entity", "relation")]
-    ordinary = all(bool((p.abs() < 80).all()) for p in calibration)  # exp(+-80) is normal in float32
-    return ordinary and model.entity.device.type == "cpu" and model.entity.dtype == torch.float32
+    return model.ranks_by_rows and model.entity.device.type == "cpu" and model.entity.dtype == torch.float32
 
 
 def count_compiled(

@@ -32,15 +32,10 @@ WARPS = 8
 
 
 def supports(model: object) -> bool:
-    """Whether the kernels rank what the model scores: float32, a score that they add up.
-
-    A size's calibration must leave the order of scores alone, so its numbers must be ordinary ones.
-    """
-    if not isinstance(model, KGEModel) or type(model.function) not in KINDS or model.relations != "shared":
+    """Whether the kernels rank what the model scores: float32, a score that they add up."""
+    if not isinstance(model, KGEModel) or type(model.function) not in KINDS:
         return False
-    calibration = [p for name, p in model.named_parameters() if name not in ("entity", "relation")]
-    ordinary = all(bool((p.abs() < 80).all()) for p in calibration)  # exp(+-80) is normal in float32
-    return ordinary and model.entity.dtype == torch.float32
+    return model.ranks_by_rows and model.entity.dtype == torch.float32
 
 
 def count_compiled(
