@@ -198,6 +198,9 @@ SMALL = {
 }
 
 
+ADAGRAD = ("--optimizer", "adagrad", "--learning_rate", "0.1")  # whose steps pools shorten most
+
+
 def pool_grid(graph: str) -> Grid:
     """Negatives of each triple against pools that a batch shares, for the same steps."""
     common = ("--preset", f"{graph}-transe-med", *SMALL[graph, "transe"], "--negatives")
@@ -209,6 +212,12 @@ def pool_grid(graph: str) -> Grid:
             "pools of 64, each for 128 queries",
         ),
         "pool-256": (("shared", "--num_negatives", "256"), "a pool of 256"),
+        "each-64-adagrad": (("uniform", "--num_negatives", "64", *ADAGRAD), "64 of each triple, Adagrad"),
+        "pool-64-adagrad": (("shared", "--num_negatives", "64", *ADAGRAD), "a pool of 64, Adagrad"),
+        "pools-64-adagrad": (
+            ("shared", "--num_negatives", "64", "--pool_queries", "128", *ADAGRAD),
+            "pools of 64, each for 128 queries, Adagrad",
+        ),
     }
     lines = tuple(
         line("med", *common, *flags, name=name, title=title, family=name)
