@@ -8,10 +8,10 @@ croppable/state.py; resuming from it gives the weights that an uninterrupted run
 from __future__ import annotations
 
 import math
-import signal
-import threading
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +21,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm.auto import tqdm
 
+from croppable.interrupt import collected_signals
 from croppable.state import StateFolder, random_states, set_random_states
 
 __all__ = ["FitResult", "TrainingError", "fit", "linear_schedule"]
 
+SLOW = 2.0  # seconds of a first step that are worth a word
 BAR_EVERY = 20  # steps between updates of the progress bar: reading a loss waits for the device
 
 
@@ -143,10 +145,9 @@ def fit(
         return progress.step >= num_steps or (bool(patience) and progress.bad_evaluations >= patience)
 
     interrupted = False
-    with _signals() as received, bar:
+    with collected_signals() as received, bar:
         while not (finished() or interrupted):
-            run.optimize(source, accumulation, clip_norm)
-            bar.update()
+            _optimize(run, bar, source, accumulation, clip_norm)
             last = progress.step == num_steps
             if due(BAR_EVERY):
                 bar.set_postfix(loss=f"{run.last_loss():.4f}", refresh=False)
@@ -161,6 +162,16 @@ def fit(
         step.load_state_dict(progress.best_weights)
     stopped = "interrupted" if interrupted else "finished" if progress.step >= num_steps else "early"
     return FitResult(progress.step, progress.best_step, stopped, progress.history)
+
+
+def _optimize(run: _Run, bar: tqdm[Any], *arguments: Any) -> None:
+    """Do a step and show it; explain a first one that took long."""
+    begun = time.perf_counter()
+    run.optimize(*arguments)
+    seconds = time.perf_counter() - begun
+    if bar.n == bar.initial and seconds > SLOW and not bar.disable:
+        bar.write(f"the first step took {seconds:.1f} s: it compiles what is not cached yet", file=sys.stderr)
+    bar.update()
 
 
 class _Run:
@@ -327,23 +338,3 @@ class _Run:
             self.scheduler.load_state_dict(tree["scheduler"])
         vars(self.progress).update(tree["progress"])
         set_random_states(tree["random"][self.accelerator.process_index])
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second SIGINT interrupts at once."""
-    received: list[int] = []
-
-    def note(number: int, _frame: Any) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    # Python delivers signals to the main thread only, and lets no other thread ask for them.
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

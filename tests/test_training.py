@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from croppable import training
 from croppable.training import FitResult, TrainingError, fit, linear_schedule
 
 STEPS = 12
@@ -392,6 +393,15 @@ def test_a_signal_in_the_last_step_is_not_lost(train: Train, tmp_path: Path) -> 
 def test_without_a_folder_a_signal_ends_the_run_all_the_same(train: Train) -> None:
     _, result = train(stop_at(4))
     assert (result.stopped, result.steps) == ("interrupted", 4)
+
+
+@pytest.mark.parametrize(("slow", "said"), [(0.0, True), (60.0, False)])
+def test_a_slow_first_step_is_explained(
+    train: Train, slow: float, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(training, "SLOW", slow)
+    train()
+    assert ("s: it compiles what is not cached yet" in capsys.readouterr().err) == said
 
 
 def test_training_works_in_a_thread_that_may_not_ask_for_signals(train: Train) -> None:
