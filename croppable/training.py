@@ -169,7 +169,7 @@ def _optimize(run: _Run, bar: tqdm[Any], *arguments: Any) -> None:
     begun = time.perf_counter()
     run.optimize(*arguments)
     seconds = time.perf_counter() - begun
-    if bar.n == bar.initial and seconds > SLOW and not bar.disable:
+    if not bar.disable and bar.n == bar.initial and seconds > SLOW:  # a disabled bar counts nothing
         bar.write(f"the first step took {seconds:.1f} s: it compiles what is not cached yet", file=sys.stderr)
     bar.update()
 
