@@ -279,7 +279,12 @@ def test_dims_behind_a_size_do_not_reach_its_loss() -> None:
         (0, torch.full((BATCH,), ENTITIES), IndexError, "anchor ids must be from 0 to 59, got 60 to 60"),
         (2, torch.full((BATCH,), -1), IndexError, "target ids must be from 0 to 59, got -1 to -1"),
         (3, torch.full((BATCH, 2), 99), IndexError, "negative ids must be from 0 to 59, got 99 to 99"),
-        (3, torch.zeros(BATCH + 1, 2, dtype=torch.long), ValueError, r"negatives \[B, N\], \[C\] or \[G, C\]"),
+        (
+            3,
+            torch.zeros(BATCH + 1, 2, dtype=torch.long),
+            ValueError,
+            r"negatives \[B, N\], \[C\] or \[G, C\]",
+        ),
         (3, torch.zeros(BATCH, 2, dtype=torch.int32), ValueError, "negative ids must be int64"),
         (3, torch.zeros(BATCH, 0, dtype=torch.long), ValueError, "at least one negative"),
     ],
