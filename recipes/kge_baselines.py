@@ -37,10 +37,11 @@ def training_order(config: Config) -> list[tuple[int, ...]]:
 def given_model(config: Config, task: Task, sizes: tuple[int, ...]) -> KGEModel | None:
     """Return the model of these sizes if nothing is to be trained: the teacher."""
     teacher = task.teacher
-    ready = config.objective in EXTRACTED or (
-        config.objective in DISTILLED and teacher is not None and teacher.size == sizes[-1]
-    )
-    return baselines.extract(teacher, (teacher.size,)) if teacher is not None and ready else None
+    if teacher is None or config.objective in TAUGHT:
+        return None
+    if config.objective in DISTILLED and teacher.size != sizes[-1]:
+        return None
+    return baselines.extract(teacher, (teacher.size,))
 
 
 def teacher_of(config: Config, task: Task, size: int) -> KGEModel | None:

@@ -24,6 +24,7 @@ from croppable.kge.compiled_gradients import (
     Steps,
     add_rows,
     cut_blocks,
+    cut_runs,
     group,
     sums_of_rows,
     through_pools,
@@ -117,13 +118,12 @@ class Batch:
         """Ranges of queries: whose scores stay in the cache, or a few for each thread if none are kept."""
         count, width = self.rows.queries.shape
         numbers = (1 + self.negatives.shape[-1]) * width
-        if self.usual and self.pools is None:
-            return cut_blocks(count, PIECES, 1, numbers)
-        if self.usual and self.pools is not None:
+        if self.usual:
+            if self.pools is None:
+                return cut_blocks(count, PIECES, 1, numbers)
             return self.pools.pieces(PIECES, TOGETHER, numbers)
         runs = [(0, count)] if self.pools is None else self.pools.runs
-        cuts = [(begin, cut(end - begin, PIECE // self.sigma[0].numel(), numbers)) for begin, end in runs]
-        return [(begin + first, begin + last) for begin, parts in cuts for first, last in parts]
+        return cut_runs(runs, lambda queries: cut(queries, PIECE // self.sigma[0].numel(), numbers))
 
     def judge(self) -> None:
         """Score and judge all candidates."""

@@ -11,6 +11,7 @@ gradient.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,8 +25,8 @@ from croppable.kge.pool_kernels import pool_gradients, sum_rows, target_gradient
 from croppable.kge.usual_kernels import TOGETHER
 
 __all__ = [
-    "Pools", "Rows", "Steps", "Uses", "add_rows", "cut_blocks", "group", "sums_of_rows", "through_pools",
-    "through_rows",
+    "Pools", "Rows", "Steps", "Uses", "add_rows", "cut_blocks", "cut_runs", "group", "sums_of_rows",
+    "through_pools", "through_rows",
 ]  # fmt: skip
 
 HALVES = 2  # pieces of a pool's work for each thread; each has sums of its own
@@ -62,8 +63,7 @@ class Pools(NamedTuple):
     def pieces(self, pieces: int, together: int, numbers: int) -> list[tuple[int, int]]:
         """Cut the queries as `cut_blocks` does, pool by pool."""
         each = -(-pieces // len(self.runs))
-        cuts = [(begin, cut_blocks(end - begin, each, together, numbers)) for begin, end in self.runs]
-        return [(begin + first, begin + last) for begin, parts in cuts for first, last in parts]
+        return cut_runs(self.runs, lambda queries: cut_blocks(queries, each, together, numbers))
 
 
 class Steps(NamedTuple):
@@ -120,6 +120,13 @@ def group(ids: Tensor, entities: int, sparse: bool) -> Uses:
     starts, uses = np.empty(entities + 1, np.int64), np.empty(len(ids), np.int64)
     group_uses(ids.numpy(), starts, uses)
     return Uses(None, np.arange(entities), starts, uses)
+
+
+def cut_runs(
+    runs: Sequence[tuple[int, int]], cut_one: Callable[[int], list[tuple[int, int]]]
+) -> list[tuple[int, int]]:
+    """Cut every run begin..end by itself, by what cuts so many from 0 on."""
+    return [(begin + first, begin + last) for begin, end in runs for first, last in cut_one(end - begin)]
 
 
 def cut_blocks(batch: int, pieces: int, together: int, numbers: int) -> list[tuple[int, int]]:

@@ -16,9 +16,10 @@ from croppable.kge.loss_kernels import STATS, judge, judge_gradients
 from croppable.kge.model import KGEModel
 from croppable.kge.objective import LinkPrediction
 from croppable.kge.pool_kernels import pool_gradients, sum_rows, target_gradients
+from croppable.kge.sampling import RUN
 from croppable.kge.scores import SCORES
 from croppable.kge.step_kernels import own_scores, pool_scores, target_scores
-from croppable.kge.usual_kernels import judge_own, judge_pool, judge_usual, weigh_usual
+from croppable.kge.usual_kernels import TOGETHER, judge_own, judge_pool, judge_usual, weigh_usual
 from croppable.med import MED
 
 SIZES = (10, 20, 40, 80, 160)
@@ -109,6 +110,10 @@ def test_scores_that_are_not_kept_give_the_losses_and_gradients_of_the_specifica
     score: str, sizes: tuple[int, ...], negatives: int, shared: bool
 ) -> None:
     assert_equal(score, sizes, negatives=negatives, shared=shared, calibration="none")
+
+
+def test_runs_of_queries_are_whole_blocks_of_the_kernels() -> None:
+    assert RUN % TOGETHER == 0
 
 
 @pytest.mark.parametrize("sparse", [False, True])
