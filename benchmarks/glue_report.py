@@ -243,7 +243,7 @@ def tuning(folder: Path) -> str:
         "lines have nothing to choose but the learning rate."
     )
     if not cells:
-        return f"{chosen} One learning rate was given to all lines."
+        return f"{chosen} All lines have the learning rate of their task in the budget."
     rates = sorted({cell["learning_rate"] for cell in cells}, key=float)
     rows = []
     for task, line in dict.fromkeys((cell["task"], cell["line"]) for cell in cells):
@@ -254,7 +254,7 @@ def tuning(folder: Path) -> str:
         rows.append([task, LINES[line].name, *(shown(tried[rate]) for rate in rates)])
     return (
         f"{chosen} Learning rates of these tasks and lines were chosen by the mean over sizes on every "
-        "fifth training example, held out for this (`glue_quality.py tune`); the others have the default."
+        "fifth training example, held out for this (`glue_quality.py tune`); the others have the rate of their task in the budget."
         "\n\n"
         f"{markdown(['task', 'line', *rates], rows)}"
     )

@@ -153,6 +153,13 @@ def test_the_best_rate_on_the_held_out_examples_is_taken(quality: ModuleType) ->
     assert quality.best_rate("rte", "nested") is None
 
 
+def test_cells_are_compared_by_what_their_flags_say(quality: ModuleType) -> None:
+    kept = "--sizes 3 6 --max_length 32 --learning_rate 3e-4 --max_length 64"
+    assert quality.settings(kept) == quality.settings("--max_length 64 --sizes 3 6 --learning_rate 3e-4")
+    assert quality.settings(kept) != quality.settings("--max_length 32 --sizes 3 6 --learning_rate 3e-4")
+    assert quality.settings(kept) != quality.settings("--max_length 64 --sizes 6 3 --learning_rate 3e-4")
+
+
 def test_holding_out_takes_from_training_only(quality: ModuleType, tmp_path: Path) -> None:
     table = pa.table({"sentence": [str(i) for i in range(12)], "label": [0, 1] * 6})
     source = tmp_path / "data" / "sst2"
