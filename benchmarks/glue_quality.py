@@ -42,7 +42,8 @@ COMMON = "--latency_repeats 0 --save_crops false"
 
 # Budget -> task -> epochs, learning rate and further flags. The rates: at 1e-4 the smallest size stayed at
 # chance on SST-2 (125 steps, every line), and at 1e-4 and 3e-4 CoLA taught the full model nothing in two
-# epochs. On one core of 60 GFLOP/s a line of "cpu" with four sizes takes 20 minutes or less; "random" a quarter.
+# epochs. On one core of 60 GFLOP/s a line of "cpu" with four sizes takes 20 minutes or less, "random" a
+# quarter.
 BUDGETS: dict[str, dict[str, tuple[int, str, str]]] = {
     "cpu": {
         "cola": (4, "2e-4", "--max_length 32"),

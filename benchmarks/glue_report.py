@@ -254,7 +254,8 @@ def tuning(folder: Path) -> str:
         rows.append([task, LINES[line].name, *(shown(tried[rate]) for rate in rates)])
     return (
         f"{chosen} Learning rates of these tasks and lines were chosen by the mean over sizes on every "
-        "fifth training example, held out for this (`glue_quality.py tune`); the others have the rate of their task in the budget."
+        "fifth training example, held out for this (`glue_quality.py tune`); the others have the "
+        "rate of their task in the budget."
         "\n\n"
         f"{markdown(['task', 'line', *rates], rows)}"
     )

@@ -82,7 +82,7 @@ def test_the_report_by_hand(report: ModuleType, tmp_path: Path) -> None:
     assert "100 training examples, batches of 4" in text
     assert "abacus, 1 of 2 threads, torch 2" in text
     assert "Seeds: 0, 1." in text
-    assert "One learning rate was given to all lines" in text
+    assert "All lines have the learning rate of their task" in text
 
 
 def test_plain_fine_tuning_may_have_a_rate_of_its_own(report: ModuleType, tmp_path: Path) -> None:
