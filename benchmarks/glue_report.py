@@ -16,6 +16,8 @@ from croppable.report import plot_lines
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "glue"
 SIZES = (3, 6, 9, 12)
 HEADLINE = {"cola": "matthews_correlation", "stsb": "pearson"}
+# What a model gets that has learnt nothing: the share of the most frequent label in the validation split.
+CHANCE = {"cola": 0.0, "sst2": 50.9, "mrpc": 68.4, "rte": 52.7, "stsb": 0.0}
 
 
 class Line(NamedTuple):
@@ -166,7 +168,10 @@ def task_tables(cells: Sequence[Cell], table: Table, task: str) -> str:
     text = markdown([metric, "seeds", *heads, "learning rate", "steps", "minutes"], values)
     against = markdown(["difference to separate fine-tuning", *heads[:-1], f"{heads[-1]}, to plain"], gaps)
     examples, batch = own[0]["examples"], own[0]["batch"]
-    about = f"{examples:,} training examples, batches of {batch}. Flags of the first run: `{own[0]['flags']}`"
+    about = (
+        f"{examples:,} training examples, batches of {batch}. The most frequent answer alone scores "
+        f"{CHANCE[task]}. Flags of the first run: `{own[0]['flags']}`"
+    )
     return f"## {task}\n\n{about}\n\n{text}\n\n{against}"
 
 

@@ -160,6 +160,15 @@ def test_cells_are_compared_by_what_their_flags_say(quality: ModuleType) -> None
     assert quality.settings(kept) != quality.settings("--max_length 64 --sizes 6 3 --learning_rate 3e-4")
 
 
+@pytest.mark.parametrize("task", ["sst2", "mrpc", "rte"])
+def test_chance_is_the_share_of_the_most_frequent_label(
+    report: ModuleType, data_dir: Path, task: str
+) -> None:
+    labels = pa.parquet.read_table(data_dir / "glue" / task / "validation.parquet")["label"].to_pylist()
+    most = max(labels.count(label) for label in set(labels))
+    assert report.CHANCE[task] == pytest.approx(100 * most / len(labels), abs=0.05)
+
+
 def test_holding_out_takes_from_training_only(quality: ModuleType, tmp_path: Path) -> None:
     table = pa.table({"sentence": [str(i) for i in range(12)], "label": [0, 1] * 6})
     source = tmp_path / "data" / "sst2"
