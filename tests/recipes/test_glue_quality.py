@@ -188,9 +188,9 @@ def test_a_cell_is_run_once_and_not_mixed_with_other_flags(quality: ModuleType, 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad"]
     (tmp_path / "words.txt").write_text("\n".join(words) + "\n")
     config = BertConfig(vocab_size=len(words), hidden_size=24, num_attention_heads=12, intermediate_size=48,
-                        num_hidden_layers=1, max_position_embeddings=32)  # fmt: skip
+                        num_hidden_layers=1, max_position_embeddings=64)  # fmt: skip
     BertModel(config).save_pretrained(tmp_path / "tiny")
-    BertTokenizerFast(vocab=str(tmp_path / "words.txt"), model_max_length=32).save_pretrained(
+    BertTokenizerFast(vocab=str(tmp_path / "words.txt"), model_max_length=64).save_pretrained(
         tmp_path / "tiny"
     )
     table = pa.table({"sentence": ["good", "bad"] * 10, "label": [1, 0] * 10})
