@@ -33,7 +33,8 @@ class Line(NamedTuple):
 # chance on held-out SST-2 examples. In-place distillation helped every smaller size on SST-2 and cost the
 # largest, which therefore weighs more (docs/bert.md).
 TIES = "--objective med --mutual 0.1 --w3 0"
-MED = f"{TIES} --distill 1 --size_weights 1 1 1 3"
+TOGETHER = f"{TIES} --distill 1 --size_weights 1 1 1 3"
+MED = f"{TOGETHER} --largest_first 0.5"
 
 # "separate" holds plain fine-tuning of the full model as its largest size; "full" is the same run alone, for
 # a learning rate of its own.
@@ -45,7 +46,9 @@ LINES: dict[str, Line] = {
     "nested": Line("plain nested sum", "--objective nested"),
     "nested-weighted": Line("plain nested sum, weights as MED", "--objective nested --size_weights 1 1 1 3"),
     "sandwich": Line("sandwich + in-place distillation", "--objective nested --distill 1"),
+    "sandwich-later": Line("sandwich, largest first", "--objective nested --distill 1 --largest_first 0.5"),
     "med": Line("MED", MED),
+    "med-together": Line("MED, all sizes from the start", TOGETHER),
     "med-distill": Line("MED, sizes alike", f"{TIES} --size_weights 1 1 1 1 --distill 1"),
     "med-small-first": Line(
         "MED, small sizes weighted up, no distillation", f"{TIES} --size_weights 8 4 2 1"

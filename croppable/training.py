@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,6 +90,7 @@ def fit(
     checkpoint_every: int = 0,
     keep: int = 2,
     resume: bool = False,
+    history: Sequence[dict[str, Any]] = (),
     log_every: int = 50,
     log: Callable[[dict[str, Any]], None] | None = None,
     description: str = "training",
@@ -115,6 +116,7 @@ def fit(
         checkpoint_every: Steps between states, the last step always included; 0 writes none but on a signal.
         keep: Newest states kept, at least 2.
         resume: Go on from the newest complete state in ``state_dir``.
+        history: Rows of an earlier part of the same training, which the history begins with.
         log_every: Steps between logged losses.
         log: Receives each row of the history on the main process.
         description: Label of the progress bar.
@@ -132,6 +134,7 @@ def fit(
     states = None if state_dir is None else StateFolder(state_dir, keep=keep)
     module, optimizer = accelerator.prepare(step, optimizer)
     run = _Run(accelerator, step, module, optimizer, scheduler, states)
+    run.progress.history.extend(history)
     run.start(resume)
     progress = run.progress
     source = iter(batches(progress.step * accumulation))

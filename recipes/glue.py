@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,9 +20,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from glue_config import Config, validate
-from glue_data import Data, load_data, load_model, with_teacher
+from glue_data import Data, by_importance, load_data, load_model, with_teacher
 from glue_output import (
     Outcome,
+    has_state,
     read_finished,
     report,
     start_output,
@@ -35,7 +36,6 @@ from transformers import HfArgumentParser
 from croppable.allocator import keep_freed_memory
 from croppable.core import Nested, crop, validate_sizes
 from croppable.med import MED
-from croppable.state import StateFolder
 from croppable.text.batching import batches_per_epoch, training_batches
 from croppable.text.card import publish
 from croppable.text.costs import size_costs
@@ -45,6 +45,16 @@ from croppable.text.export import ExportError
 from croppable.text.glue import Task
 from croppable.text.objective import FineTuning
 from croppable.training import FitResult, TrainingError, fit, linear_schedule
+
+History = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive optimizer steps of one training, with a warm-up and a decay of their own."""
+
+    sizes: tuple[int, ...]
+    steps: range
 
 
 def parse_config(arguments: list[str]) -> Config:
@@ -57,8 +67,8 @@ def parse_config(arguments: list[str]) -> Config:
 
 def build_step(config: Config, task: Task, model: Any, sizes: tuple[int, ...]) -> FineTuning:
     """Make the objective and the training step."""
-    med = config.objective == "med"
     together = len(sizes) > 1
+    med = config.objective == "med" and together
     objective = MED(
         sizes,
         task="regression" if task.regression else "multiclass",
@@ -92,23 +102,40 @@ def build_optimizer(config: Config, step: FineTuning) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
+def steps_per_epoch(config: Config, data: Data, accelerator: Accelerator) -> int:
+    """Count the optimizer steps of an epoch."""
+    batches = batches_per_epoch(
+        len(data.train), config.per_device_train_batch_size, accelerator.num_processes
+    )
+    return max(1, batches // config.gradient_accumulation_steps)
+
+
+def parts_of(config: Config, sizes: tuple[int, ...], epoch_steps: int) -> list[Part]:
+    """Return the parts of a training at ``sizes`` that a resumed run has not behind it."""
+    num_steps = config.max_train_steps or config.num_train_epochs * epoch_steps
+    alone = int(config.largest_first * num_steps) if len(sizes) > 1 else 0
+    parts = [Part(sizes, range(alone, num_steps))]
+    if alone and not has_state(config, sizes):
+        parts.insert(0, Part(sizes[-1:], range(alone)))
+    return parts
+
+
 def train(
-    config: Config, data: Data, model: Any, sizes: tuple[int, ...], accelerator: Accelerator
+    config: Config, data: Data, model: Any, part: Part, accelerator: Accelerator, history: History
 ) -> FitResult:
-    """Train ``model`` at ``sizes`` in place."""
+    """Train ``model`` for one part in place; ``history`` is that of the parts before."""
     set_seed(config.seed)
+    sizes, num_steps, done = part.sizes, len(part.steps), part.steps.start
     step = build_step(config, data.task, model, sizes).to(accelerator.device)
     optimizer = build_optimizer(config, step)
-    world, accumulation = accelerator.num_processes, config.gradient_accumulation_steps
-    per_epoch = batches_per_epoch(len(data.train), config.per_device_train_batch_size, world)
-    epoch_steps = max(1, per_epoch // accumulation)
-    num_steps = config.max_train_steps or config.num_train_epochs * epoch_steps
+    accumulation = config.gradient_accumulation_steps
     counted = next(iter(data.validation.values()))
 
     def batches(first: int) -> Iterator[dict[str, torch.Tensor]]:
         return training_batches(
-            data.train, config.per_device_train_batch_size, seed=config.seed, first=first,
-            rank=accelerator.process_index, world=world, device=accelerator.device,
+            data.train, config.per_device_train_batch_size, seed=config.seed,
+            first=done * accumulation + first, world=accelerator.num_processes,
+            rank=accelerator.process_index, device=accelerator.device,
         )  # fmt: skip
 
     def evaluate(_step: int) -> dict[str, float]:
@@ -118,10 +145,9 @@ def train(
         per_size = {f"score_{size}": value for size, value in zip(sizes, values, strict=True)}
         return {"score": sum(values) / len(values), **per_size}
 
-    states = state_folder(config, sizes)
     resume = config.resume_from_checkpoint is not None
-    if resume and config.objective == "separate":
-        resume = StateFolder(states).newest() is not None  # a size that was not yet begun
+    if resume and (config.objective == "separate" or done):
+        resume = has_state(config, sizes)  # a size or a part that was not yet begun
     return fit(
         step,
         batches,
@@ -132,19 +158,20 @@ def train(
         accumulation=accumulation,
         clip_norm=config.max_grad_norm,
         evaluate=evaluate if config.eval_epochs else None,
-        evaluate_every=config.eval_epochs * epoch_steps,
+        evaluate_every=config.eval_epochs * steps_per_epoch(config, data, accelerator),
         patience=config.early_stopping_patience,
-        state_dir=states,
+        state_dir=state_folder(config, sizes),
         checkpoint_every=config.checkpointing_steps,
         keep=config.checkpoints_total_limit,
         resume=resume,
-        log=partial(_track, accelerator),
+        history=history,
+        log=partial(_track, accelerator, done),
         description=f"{data.task.name} {config.objective} {'/'.join(map(str, sizes))}",
     )
 
 
-def _track(accelerator: Accelerator, row: dict[str, Any]) -> None:
-    accelerator.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
+def _track(accelerator: Accelerator, done: int, row: dict[str, Any]) -> None:
+    accelerator.log({key: value for key, value in row.items() if key != "step"}, step=done + row["step"])
 
 
 def measure(
@@ -207,14 +234,20 @@ def fine_tune(
 ) -> Outcome | None:
     """Train a crop of ``full`` at ``sizes``, measure and write it; None if it was interrupted."""
     model = crop(full, sizes[-1])
-    start = time.perf_counter()
-    result = train(config, data, model, sizes, accelerator)
-    if result.stopped == "interrupted":
-        return None
-    seconds = time.perf_counter() - start
-    best = "" if result.best_step is None else f", best at step {result.best_step}"
-    accelerator.print(f"{result.steps} steps in {seconds:.0f} s{best}")
-    history = [{**row, "sizes": list(sizes)} for row in result.history]
+    history: History = []
+    for part in parts_of(config, sizes, steps_per_epoch(config, data, accelerator)):
+        if history:  # all sizes begin from the largest as it is now
+            model = by_importance(config, data, model, accelerator.device)
+        start, done = time.perf_counter(), part.steps.start
+        result = train(config, data, model, part, accelerator, history)
+        if result.stopped == "interrupted":
+            return None
+        best = "" if result.best_step is None else f", best at step {done + result.best_step}"
+        accelerator.print(f"{result.steps} steps in {time.perf_counter() - start:.0f} s{best}")
+        history = [
+            row if "sizes" in row else {**row, "step": done + row["step"], "sizes": list(part.sizes)}
+            for row in result.history
+        ]
     outcome = Outcome(measure(config, data, model, sizes, accelerator), history, {}, {})
     if accelerator.is_main_process:
         repeats = config.latency_repeats

@@ -86,6 +86,9 @@ class Config:
         "auto", "Sizes per step; auto: all up to four, else the largest and a random pair.",
         ("auto", "all", "pair"),
     )  # fmt: skip
+    largest_first: float = flag(
+        0.0, "Share of the steps in which the largest size trains alone, before all do (docs/bert.md)."
+    )
     # optimisation
     learning_rate: float = flag(5e-5, "Peak learning rate of AdamW.")
     weight_decay: float = flag(0.0, "Not applied to biases and LayerNorms.")
@@ -134,6 +137,10 @@ def validate(config: Config) -> None:
     wrong += [f"--{name} must not be negative, got {value}" for name, value in counts.items() if value < 0]
     if not 0 <= config.warmup_ratio < 1:
         wrong.append(f"--warmup_ratio must be from 0 to below 1, got {config.warmup_ratio}")
+    if not 0 <= config.largest_first < 1:
+        wrong.append(f"--largest_first must be from 0 to below 1, got {config.largest_first}")
+    if config.largest_first and config.objective == "separate":
+        wrong.append("--objective separate trains every size by itself: there is no --largest_first")
     if config.checkpoints_total_limit < 2:
         wrong.append(f"--checkpoints_total_limit must be at least 2, got {config.checkpoints_total_limit}")
     if config.early_stopping_patience and not config.eval_epochs:

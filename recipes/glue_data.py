@@ -97,14 +97,18 @@ def load_model(config: Config, data: Data, device: torch.device) -> Any:
     )
     if config.layers:
         model = with_layers(model, config.layers)
-    model = croppable_encoder(model.to(device))
-    if config.reorder:
-        rows = min(config.reorder_examples, len(data.train))
-        batch_size = config.per_device_train_batch_size
-        starts = range(0, rows, batch_size)
-        batches = (collate(data.train, range(i, min(i + batch_size, rows)), device) for i in starts)
-        model = reordered(model, batches)
-    return model
+    return by_importance(config, data, croppable_encoder(model.to(device)), device)
+
+
+def by_importance(config: Config, data: Data, model: Any, device: torch.device) -> Any:
+    """Put the units first that the loss depends on most as the model stands, if the flags ask for it."""
+    if not config.reorder:
+        return model
+    rows = min(config.reorder_examples, len(data.train))
+    batch_size = config.per_device_train_batch_size
+    starts = range(0, rows, batch_size)
+    batches = (collate(data.train, range(i, min(i + batch_size, rows)), device) for i in starts)
+    return reordered(model, batches)
 
 
 def with_teacher(config: Config, data: Data, accelerator: Accelerator) -> Data:

@@ -15,6 +15,7 @@ from glue_data import Data
 
 from croppable.core import crop
 from croppable.report import plot_history, plot_sizes, print_table, size_table
+from croppable.state import StateFolder
 from croppable.text.card import text_card
 from croppable.text.encoder import save_crops
 from croppable.text.export import export_int8, export_onnx
@@ -55,7 +56,13 @@ def states_root(config: Config) -> Path:
 def state_folder(config: Config, sizes: tuple[int, ...]) -> Path:
     """Where the training states of the model of ``sizes`` are."""
     root = states_root(config)
-    return root / f"size-{sizes[-1]}" if config.objective == "separate" else root
+    return root / f"size-{sizes[-1]}" if len(sizes) == 1 else root
+
+
+def has_state(config: Config, sizes: tuple[int, ...]) -> bool:
+    """Tell whether a resumed run finds a training state of the model of ``sizes``."""
+    resumed = config.resume_from_checkpoint is not None
+    return resumed and StateFolder(state_folder(config, sizes)).newest() is not None
 
 
 def write_finished(config: Config, sizes: tuple[int, ...], outcome: Outcome) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import json
 import os
 import re
@@ -187,9 +188,9 @@ def test_a_resumed_separate_run_skips_finished_sizes(
     whole = run(to="whole", **flags)
     train, trained = glue.train, []
 
-    def stopped_in_the_largest(config: Any, data: Any, model: Any, sizes: Any, accelerator: Any) -> Any:
-        trained.append(sizes)
-        result = train(config, data, model, sizes, accelerator)
+    def stopped_in_the_largest(config: Any, data: Any, model: Any, part: Any, *rest: Any) -> Any:
+        trained.append(part.sizes)
+        result = train(config, data, model, part, *rest)
         return result._replace(stopped="interrupted") if trained == [(1,), (2,), (4,)] else result
 
     monkeypatch.setattr(glue, "train", stopped_in_the_largest)
@@ -207,6 +208,60 @@ def test_a_resumed_separate_run_skips_finished_sizes(
     assert "at 3 widths, each by itself" in card
     run(to="parts", overwrite_output_dir=True, **flags)  # a fresh run takes nothing over
     assert trained[4:] == [(1,), (2,), (4,)]
+
+
+def test_largest_first_then_all_sizes_from_the_reordered_largest(
+    run: Run, glue: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, by_importance, train = [], glue.by_importance, glue.train
+
+    def watched(config: Any, data: Any, model: Any, device: Any) -> Any:
+        models.append(model)
+        return by_importance(config, data, model, device)
+
+    def trained(config: Any, data: Any, model: Any, part: Any, *rest: Any) -> Any:
+        models.append((part.sizes, part.steps))
+        return train(config, data, model, part, *rest)
+
+    monkeypatch.setattr(glue, "by_importance", watched)
+    monkeypatch.setattr(glue, "train", trained)
+    output = run(max_train_steps=192, largest_first=0.25, distill=1.0)
+    (first, _largest, second) = models
+    assert (first, second) == (((4,), range(48)), ((1, 2, 4), range(48, 192)))
+    history = json.loads((output / "history.json").read_text())
+    steps = [(row["step"], row["sizes"]) for row in history]
+    assert steps == [(48, [4]), *((step, [1, 2, 4]) for step in (98, 148, 192))]
+    assert all(value > 0.9 for value in values(output).values())
+
+
+@pytest.mark.parametrize("killed_in", [1, 2])
+def test_largest_first_resumes_in_either_part(
+    run: Run, glue: ModuleType, workspace: Path, monkeypatch: pytest.MonkeyPatch, killed_in: int
+) -> None:
+    flags = {"max_train_steps": 8, "largest_first": 0.5, "distill": 1.0, "checkpointing_steps": 2}
+    whole = run(to="whole", **flags)
+    fit, fits = glue.fit, []
+
+    def killed(step: Any, batches: Any, **settings: Any) -> Any:
+        def two(first: int) -> Iterator[Any]:
+            yield from itertools.islice(batches(first), 2)
+            raise KeyboardInterrupt
+
+        fits.append(settings["num_steps"])
+        return fit(step, two if len(fits) == killed_in else batches, **settings)
+
+    parts = whole.parent / "parts"
+    with monkeypatch.context() as patch:
+        patch.setattr(glue, "fit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            glue.run(glue.parse_config(arguments(workspace, parts, **flags)))
+    assert fits == [4] * killed_in
+    run(to="parts", resume_from_checkpoint="latest", **flags)
+    assert json.loads((parts / "history.json").read_text()) == json.loads(
+        (whole / "history.json").read_text()
+    )
+    weights = [AutoModelForSequenceClassification.from_pretrained(o).state_dict() for o in (whole, parts)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_a_fresh_run_removes_what_an_earlier_one_left(run: Run) -> None:
@@ -297,6 +352,8 @@ def test_odd_texts_are_kept_and_counted(run: Run, tmp_path: Path, capsys: pytest
         ({"task_name": "rte"}, "no train split of rte in"),
         ({"push_to_hub": True}, "--push_to_hub needs --hub_model_id"),
         ({"objective": "random", "distill": 1.0}, "cannot distill from the largest"),
+        ({"largest_first": 1}, "--largest_first must be from 0 to below 1, got 1.0"),
+        ({"largest_first": 0.5, "objective": "separate"}, "there is no --largest_first"),
         ({"early_stopping_patience": 2}, "--early_stopping_patience needs --eval_epochs"),
         (
             {"teacher_name_or_path": "model"},
