@@ -166,6 +166,26 @@ def rotatable_grid() -> Grid:
     return Grid(name="codex-s-transe-l2", title="codex-s, TransE (Euclidean)", graph="codex-s", lines=lines)
 
 
+def tuning_grid() -> Grid:
+    """The settings that decide most, for every score; validation chooses those of the codex-s presets."""
+    products = [
+        line("med", "--preset", "codex-s-complex-med", "--model", model, "--num_train_epochs", "10",
+             "--n3", n3, name=f"{model}-n3-{n3}", title=f"{model}, N3 {n3}", family=model)
+        for model in ("complex", "distmult", "simple")
+        for n3 in ("0.1", "0.03", "0.01")
+    ]  # fmt: skip
+    distances = [
+        line("med", "--preset", "wn18rr-rotate-med", "--model", model, "--num_train_epochs", "20",
+             "--margin", margin, "--learning_rate", rate, name=f"{model}-margin-{margin}-rate-{rate}",
+             title=f"{model}, margin {margin}, learning rate {rate}", family=model)
+        for model in ("transe-l1", "rotate", "pairre")
+        for margin in ("6", "12")
+        for rate in ("2e-3", "1e-2")
+    ]  # fmt: skip
+    lines = (*products, *distances)
+    return Grid(name="codex-s-tuning", title="codex-s, settings of every score", graph="codex-s", lines=lines)
+
+
 # Score of the paper: name here, margin per graph (croppable's presets), whose preset ours is made of.
 SCORES = {
     "transe": ("transe-l1", {"wn18rr": "6", "fb15k-237": "9"}, "transe"),
@@ -227,6 +247,7 @@ TABLES = [
         seeds=(0, 1), baselines=(*CUTS, *STUDENTS),
     ),
     rotatable_grid(),
+    tuning_grid(),
     complex_grid("wn18rr", "wn18rr-complex-med", {"-strong": 0.15, "": 0.05, "-weak": 0.015},
                  "--eval_epochs", "3"),
     complex_grid("fb15k-237", "fb15k-237-complex-med", {"-strong": 0.15, "": 0.05, "-weak": 0.015},
@@ -235,6 +256,13 @@ TABLES = [
     *(pool_grid(graph, "pool-adagrad", *ADAGRAD) for graph in ("wn18rr", "fb15k-237")),
     *(distance_grid(graph, score, "paper-small", budget) for (graph, score), budget in SMALL.items()),
     *(distance_grid(graph, score, "paper", PAPER[score]) for graph, score in SMALL),
+    # The curve of ComplEx-N3 at 10 to 100 real numbers per entity, against every entity: an hour a cell.
+    *(
+        complex_grid(graph, f"{graph}-complex-med-full", {"": n3}, "--sizes", "5", "16", "25", "50",
+                     "--num_train_epochs", str(epochs), "--eval_epochs", str(epochs),
+                     "--early_stopping_patience", "0", name=f"{graph}-curve")
+        for graph, n3, epochs in (("wn18rr", 0.1, 15), ("fb15k-237", 0.05, 10))
+    ),
     # The ranks of facebookresearch/kbc, against every entity; for a GPU.
     complex_grid("wn18rr", "wn18rr-complex-med-full", {"": 0.1, "-weak": 0.05}, name="wn18rr-full"),
     complex_grid("fb15k-237", "fb15k-237-complex-med-full", {"": 0.05, "-weak": 0.02}, name="fb15k-237-full"),
