@@ -1,4 +1,4 @@
-"""A graph of a few numbers, and the link prediction recipe as a module."""
+"""A graph of a few numbers, the link prediction recipe as a module, and a plain run of it."""
 
 import importlib.util
 import json
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
+from recipes_helpers import RECIPE, Arguments, in_processes
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 COUNT = 24
@@ -69,6 +70,13 @@ def arguments(graph_folder: Path) -> Callable[..., list[str]]:
         return flags(**{name: value for name, value in chosen.items() if value is not None})
 
     return build
+
+
+@pytest.fixture(scope="session")
+def plain(arguments: Arguments, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """The output folder and the process of a plain run."""
+    output = tmp_path_factory.mktemp("plain") / "out"
+    return output, in_processes(1, [str(RECIPE), *arguments(output)])
 
 
 @pytest.fixture
