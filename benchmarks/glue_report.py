@@ -247,8 +247,9 @@ def tuning(folder: Path) -> str:
     cells = load(folder)
     chosen = (
         f"MED runs with `{MED}`: its weights were set after the lines without MED and those with other "
-        "weights had been measured on SST-2, which is therefore no independent check of them. The other "
-        "lines have nothing to choose but the learning rate."
+        "weights had been measured on SST-2, and the largest goes first since that was better on MRPC; these "
+        "are therefore no independent checks of them. The other lines have nothing to choose but the "
+        "learning rate."
     )
     if not cells:
         return f"{chosen} All lines have the learning rate of their task in the budget."
