@@ -48,6 +48,7 @@ LINES: dict[str, Line] = {
     "sandwich": Line("sandwich + in-place distillation", "--objective nested --distill 1"),
     "sandwich-later": Line("sandwich, largest first", "--objective nested --distill 1 --largest_first 0.5"),
     "med": Line("MED", MED),
+    "med-smallest": Line("MED, the smallest size weighed 2", f"{MED} --size_weights 2 1 1 1"),
     "med-together": Line("MED, all sizes from the start", TOGETHER),
     "med-distill": Line("MED, sizes alike", f"{TIES} --size_weights 1 1 1 1 --distill 1"),
     "med-small-first": Line(
