@@ -144,8 +144,8 @@ def minus(values: dict[int, float], others: dict[int, float]) -> list[float]:
 
 
 def relative(values: dict[int, float], others: dict[int, float]) -> list[float]:
-    """Return by how many percent the values are above the others, seed by seed."""
-    return [100 * (values[seed] / others[seed] - 1) for seed in values if seed in others]
+    """Return by how many percent the values are above the others, seed by seed; above 0 it has no answer."""
+    return [100 * (values[seed] / others[seed] - 1) for seed in values if others.get(seed)]
 
 
 def task_tables(cells: Sequence[Cell], table: Table, task: str) -> str:
@@ -237,9 +237,9 @@ def about(cells: Sequence[Cell]) -> str:
         f"Machine: {'; '.join(machines)}; minutes are wall-clock, loading and evaluation included. Seeds: "
         f"{seeds}. Validation split, weights of the last step. All lines of a task take the same number of "
         "steps; separate fine-tuning takes them for each size, and a step of random sub-networks runs one "
-        "size only, a quarter of the sizes of the others. CoLA is "
-        "Matthews correlation, STS-B Pearson, the others accuracy, all times 100; ± is the standard "
-        "deviation over seeds, and differences are taken seed by seed."
+        "size only, a quarter of the sizes of the others, as does MED in the first half of its steps (the "
+        "largest). CoLA is Matthews correlation, STS-B Pearson, the others accuracy, all times 100; ± is "
+        "the standard deviation over seeds, and differences are taken seed by seed."
     )
 
 

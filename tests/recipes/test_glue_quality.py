@@ -119,6 +119,17 @@ def test_a_task_without_every_line_takes_no_part_in_the_means(report: ModuleType
     assert "cola: largest" not in text
 
 
+def test_nothing_is_so_many_percent_above_zero(report: ModuleType, tmp_path: Path) -> None:
+    zero = cell("cola", "random", 0, dict.fromkeys((3, 6, 9, 12), 0.0))
+    part = cell("cola", "med-hidden", 0, dict.fromkeys((3, 6, 9, 12), 0.3))
+    write(tmp_path / "cells", *grid("rte"), *(c for c in grid("cola") if c["line"] != "random"), zero, part)
+    text = report.render(tmp_path / "glue.md", tmp_path / "cells").read_text()
+    rows = [
+        row for row in text.splitlines() if row.startswith("| MED + hidden-state distillation | 1 | 30.0")
+    ]
+    assert rows[0].split("|")[4].strip() == ""
+
+
 def test_unequal_budgets_are_not_compared(report: ModuleType, tmp_path: Path) -> None:
     long = cell("rte", "random-long", 0, dict.fromkeys((3, 6, 9, 12), 0.5), steps=100)
     write(tmp_path / "cells", *grid("rte"), long)
