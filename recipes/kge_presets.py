@@ -18,9 +18,9 @@ def unicode_complex_med() -> Config:
     return Config(sizes=[4, 8, 16, 32, 64, 128], num_train_epochs=6, output_dir="runs/unicode")
 
 
-def codex_s_complex_med() -> Config:
-    """CoDEx-S with ComplEx; pass its folder as --data_dir."""
-    return Config(num_train_epochs=20, output_dir="runs/codex-s")
+def codex_s(model: str, n3: float) -> Config:
+    """CoDEx-S with a product; pass its folder as --data_dir. N3 is what validation chose (docs/results/kge.md)."""
+    return Config(model=model, n3=n3, num_train_epochs=20, output_dir=f"runs/codex-s-{model}")
 
 
 def paper(model: str, margin: float, sizes: list[int] | None = None) -> Config:
@@ -97,7 +97,11 @@ def full(**changes: Any) -> Config:
 
 PRESETS: dict[str, Callable[[], Config]] = {
     "unicode-complex-med": unicode_complex_med,
-    "codex-s-complex-med": codex_s_complex_med,
+    "codex-s-complex-med": lambda: codex_s("complex", 0.03),
+    "codex-s-distmult-med": lambda: codex_s("distmult", 0.03),
+    "codex-s-simple-med": lambda: codex_s("simple", 0.01),
+    # Margins and rates of distances on CoDEx-S: chosen on validation too.
+    "codex-s-transe-med": lambda: sampled("transe-l1", 6.0, learning_rate=1e-2, output_dir="runs/codex-s-transe"),
     "wn18rr-complex-med": lambda: pooled(15, n3=0.05, output_dir="runs/wn18rr-complex"),
     "fb15k-237-complex-med": lambda: pooled(5, n3=0.05, output_dir="runs/fb15k-237-complex"),
     "wn18rr-complex-med-full": lambda: full(n3=0.1, output_dir="runs/wn18rr-complex-full"),
