@@ -19,7 +19,7 @@ def unicode_complex_med() -> Config:
 
 
 def codex_s(model: str, n3: float) -> Config:
-    """CoDEx-S with a product; pass its folder as --data_dir. N3 is what validation chose (docs/results/kge.md)."""
+    """CoDEx-S with a product, N3 chosen on validation (docs/results/kge.md); its folder is --data_dir."""
     return Config(model=model, n3=n3, num_train_epochs=20, output_dir=f"runs/codex-s-{model}")
 
 
@@ -72,6 +72,11 @@ def sampled(model: str, margin: float, **changes: Any) -> Config:
     return replace(ours, **changes)
 
 
+def codex_s_distance(model: str, name: str) -> Config:
+    """CoDEx-S with a distance; margin and rate are what validation chose (docs/results/kge.md)."""
+    return sampled(model, 6.0, learning_rate=1e-2, output_dir=f"runs/codex-s-{name}")
+
+
 def pooled(epochs: int, **changes: Any) -> Config:
     """ComplEx at a scale for two cores: four sizes, softmax against a shared pool of 1,000 entities."""
     base = Config(
@@ -100,8 +105,9 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "codex-s-complex-med": lambda: codex_s("complex", 0.03),
     "codex-s-distmult-med": lambda: codex_s("distmult", 0.03),
     "codex-s-simple-med": lambda: codex_s("simple", 0.01),
-    # Margins and rates of distances on CoDEx-S: chosen on validation too.
-    "codex-s-transe-med": lambda: sampled("transe-l1", 6.0, learning_rate=1e-2, output_dir="runs/codex-s-transe"),
+    "codex-s-transe-med": lambda: codex_s_distance("transe-l1", "transe"),
+    "codex-s-rotate-med": lambda: codex_s_distance("rotate", "rotate"),
+    "codex-s-pairre-med": lambda: codex_s_distance("pairre", "pairre"),
     "wn18rr-complex-med": lambda: pooled(15, n3=0.05, output_dir="runs/wn18rr-complex"),
     "fb15k-237-complex-med": lambda: pooled(5, n3=0.05, output_dir="runs/fb15k-237-complex"),
     "wn18rr-complex-med-full": lambda: full(n3=0.1, output_dir="runs/wn18rr-complex-full"),
