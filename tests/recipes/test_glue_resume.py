@@ -51,7 +51,8 @@ def test_a_resumed_separate_run_skips_finished_sizes(
 def test_largest_first_resumes_in_either_part(
     run_glue: Run, glue: ModuleType, workspace: Path, monkeypatch: pytest.MonkeyPatch, killed_in: int
 ) -> None:
-    flags = {"max_train_steps": 8, "largest_first": 0.5, "distill": 1.0, "checkpointing_steps": 2}
+    flags = {"max_train_steps": 8, "largest_first": 0.5, "distill": 1.0, "checkpointing_steps": 2,
+             "sizes": [2, 4], "latency_repeats": 0, "save_crops": False}  # fmt: skip
     whole = run_glue(to="whole", **flags)
     fit, fits = glue.fit, []
 
