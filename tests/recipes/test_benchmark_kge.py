@@ -85,6 +85,8 @@ def test_all_lines_of_a_table_have_one_budget(grids: ModuleType, tmp_path: Path)
               "optimizer", "learning_rate", "lr_scheduler_type", "early_stopping_patience", "model", "loss",
               "margin")  # fmt: skip
     for grid in grids.GRIDS.values():
+        if grid.name == "codex-s-tuning":  # compares settings, not lines
+            continue
         configs = [
             parse_config([*line.flags, "--output_dir", str(tmp_path / "out")], "") for line in grid.lines
         ]
