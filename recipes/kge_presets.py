@@ -72,9 +72,9 @@ def sampled(model: str, margin: float, **changes: Any) -> Config:
     return replace(ours, **changes)
 
 
-def codex_s_distance(model: str, name: str) -> Config:
+def codex_s_distance(model: str) -> Config:
     """CoDEx-S with a distance; margin and rate are what validation chose (docs/results/kge.md)."""
-    return sampled(model, 6.0, learning_rate=1e-2, output_dir=f"runs/codex-s-{name}")
+    return sampled(model, 6.0, learning_rate=1e-2, output_dir=f"runs/codex-s-{model}")
 
 
 def pooled(epochs: int, **changes: Any) -> Config:
@@ -105,9 +105,9 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "codex-s-complex-med": lambda: codex_s("complex", 0.03),
     "codex-s-distmult-med": lambda: codex_s("distmult", 0.03),
     "codex-s-simple-med": lambda: codex_s("simple", 0.01),
-    "codex-s-transe-med": lambda: codex_s_distance("transe-l1", "transe"),
-    "codex-s-rotate-med": lambda: codex_s_distance("rotate", "rotate"),
-    "codex-s-pairre-med": lambda: codex_s_distance("pairre", "pairre"),
+    "codex-s-transe-med": lambda: codex_s_distance("transe-l1"),
+    "codex-s-rotate-med": lambda: codex_s_distance("rotate"),
+    "codex-s-pairre-med": lambda: codex_s_distance("pairre"),
     "wn18rr-complex-med": lambda: pooled(15, n3=0.05, output_dir="runs/wn18rr-complex"),
     "fb15k-237-complex-med": lambda: pooled(5, n3=0.05, output_dir="runs/fb15k-237-complex"),
     "wn18rr-complex-med-full": lambda: full(n3=0.1, output_dir="runs/wn18rr-complex-full"),

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from glue_runs import BAD, GOOD, RECIPES, WORDS, Run, arguments
+from glue_runs import BAD, GOOD, WORDS, Run, arguments
+from recipes_helpers import RECIPES
 from transformers import (
     AutoModel,
     BertConfig,

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+import torch
+from transformers import AutoModelForSequenceClassification
+
 GOOD, BAD = ("good", "fine", "nice", "great"), ("bad", "poor", "dull", "awful")
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "the", "a", "is", *GOOD, *BAD)
 Run = Callable[..., Path]
@@ -32,3 +34,9 @@ def environment() -> dict[str, str]:
 def values(output: Path, metric: str = "accuracy") -> dict[int, float]:
     rows = json.loads((output / "metrics.json").read_text())
     return {row["size"]: row["value"] for row in rows if row["metric"] == metric}
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    one, other = (AutoModelForSequenceClassification.from_pretrained(o).state_dict() for o in (a, b))
+    assert set(one) == set(other)
+    return all(torch.equal(one[name], other[name]) for name in one)

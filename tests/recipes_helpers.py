@@ -1,4 +1,4 @@
-"""What the tests of the link prediction recipe share: its outputs, comparing them, and its processes."""
+"""What the tests of recipes share: where they are, processes, and the link prediction recipe's outputs."""
 
 import os
 import subprocess
@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "kge.py"
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+RECIPE = RECIPES / "kge.py"
 BIN = Path(sys.executable).parent
 SIZES = (2, 4, 8)
 OUTPUTS = {

@@ -1,4 +1,4 @@
-"""A graph of a few numbers, the link prediction recipe as a module, and a plain run of it."""
+"""A graph of a few numbers, the link prediction recipe and its benchmark as modules, and a plain run."""
 
 import importlib.util
 import json
@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
-from recipes_helpers import RECIPE, Arguments, in_processes
+from recipes_helpers import RECIPE, RECIPES, Arguments, in_processes
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 COUNT = 24
 
 
@@ -113,3 +112,24 @@ def overall() -> Callable[[Path], dict[tuple[int, str], float]]:
         return table
 
     return read
+
+
+@pytest.fixture(scope="module")
+def recipes() -> Iterator[None]:
+    sys.path.insert(0, str(RECIPES))
+    yield
+    sys.path.remove(str(RECIPES))
+
+
+@pytest.fixture(scope="module")
+def bench(recipes: None) -> ModuleType:
+    import benchmark_kge
+
+    return benchmark_kge
+
+
+@pytest.fixture(scope="module")
+def grids(recipes: None) -> ModuleType:
+    import benchmark_kge_grids
+
+    return benchmark_kge_grids

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from glue_runs import RECIPES, WORDS, Run, arguments, environment, values
+from glue_runs import WORDS, Run, arguments, environment, same_weights, values
 from hub_server import TOKEN, Hub
+from recipes_helpers import RECIPES
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     AutoModel,
@@ -70,8 +71,7 @@ def test_regression_with_every_loss(run_glue: Run) -> None:
 def test_one_size_is_plain_fine_tuning_whatever_the_objective(run_glue: Run) -> None:
     plain = run_glue(sizes=[4], objective="separate", to="separate")
     nested = run_glue(sizes=[4], objective="nested", to="nested")
-    weights = [AutoModelForSequenceClassification.from_pretrained(o).state_dict() for o in (plain, nested)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert same_weights(plain, nested)
 
 
 def test_early_stopping_keeps_the_best(run_glue: Run) -> None:

@@ -2,17 +2,14 @@
 
 import itertools
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
-from glue_runs import RECIPES, Run, arguments, environment, values
-from transformers import AutoModelForSequenceClassification
+from glue_runs import Run, arguments, same_weights, values
+from recipes_helpers import RECIPES, in_processes
 
 pytest_plugins = ["glue_fixtures"]
 
@@ -74,8 +71,7 @@ def test_largest_first_resumes_in_either_part(
     assert json.loads((parts / "history.json").read_text()) == json.loads(
         (whole / "history.json").read_text()
     )
-    weights = [AutoModelForSequenceClassification.from_pretrained(o).state_dict() for o in (whole, parts)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert same_weights(whole, parts)
 
 
 def test_a_fresh_run_removes_what_an_earlier_one_left(run_glue: Run) -> None:
@@ -98,18 +94,8 @@ def test_a_fresh_run_removes_what_an_earlier_one_left(run_glue: Run) -> None:
     ids=str,
 )
 def test_two_processes(workspace: Path, tmp_path: Path, flags: dict[str, Any]) -> None:
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(RECIPES / "glue.py"),
-    ]
     given = arguments(workspace, tmp_path / "out", per_device_train_batch_size=4, **flags)
-    done = subprocess.run(
-        [sys.executable, *command, *given], env=environment(), capture_output=True, text=True
-    )
+    done = in_processes(2, [str(RECIPES / "glue.py"), *given], {"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
     assert "2 process(es)" in done.stdout
     assert values(tmp_path / "out")[4] > 0.9
@@ -124,5 +110,4 @@ def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(run_glue: Run) 
         path.unlink()
     newest.rmdir()  # as if killed between step 6 and the end
     parts = run_glue(to="parts", max_train_steps=12, resume_from_checkpoint="latest")
-    weights = [AutoModelForSequenceClassification.from_pretrained(o).state_dict() for o in (whole, parts)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert same_weights(whole, parts)

@@ -1,14 +1,13 @@
 """The studies: hand-counted measurements, their sections of the page, and short real runs."""
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from benchmark_results import write
 
 from croppable import crop
 from croppable.kge.known import KnownTriples
@@ -17,13 +16,6 @@ from croppable.kge.ranking import Ranks, rank_triples
 from croppable.kge.triples import KnowledgeGraph, read_graph
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def recipes() -> Iterator[None]:
-    sys.path.insert(0, str(ROOT / "recipes"))
-    yield
-    sys.path.remove(str(ROOT / "recipes"))
 
 
 @pytest.fixture(scope="module")
@@ -161,13 +153,6 @@ def cell(grid: str, line: str, mrr: dict[int, float], seed: int = 0, **more: Any
     config = {"objective": "med", "num_train_epochs": 2, "eval_epochs": 1, "seed": seed}
     return {"grid": grid, "line": line, "seed": seed, "seconds": 60, "rows": rows, "config": config,
             "machine": {"gpu": None, "cpu": "abacus", "threads": 1, "torch": "2"}, **more}  # fmt: skip
-
-
-def write(folder: Path, *results: dict[str, Any]) -> None:
-    folder.mkdir(exist_ok=True)
-    for one in results:
-        name = one.get("study") or f"{one['grid']}-{one['line']}-{one['seed']}"
-        (folder / f"{name}.json").write_text(json.dumps(one))
 
 
 def test_ablations_are_compared_on_the_same_seeds(sections: ModuleType, tmp_path: Path) -> None:
