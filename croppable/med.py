@@ -21,6 +21,7 @@ __all__ = ["MED", "dynamic_weights", "example_losses", "kl_divergence", "mutual_
 Task = Literal["binary", "multiclass", "regression"]
 Mutual = Literal["huber", "huber-sigmoid", "kl"]
 Evolution = Literal["linear", "reciprocal"]
+Teacher = Literal["largest", "ensemble"]
 
 SMALLEST_SIGMOID = 1e-4  # keeps exp(w1 / sigma(s)) finite: the paper's form is singular at sigma = 0
 
@@ -138,8 +139,8 @@ class MED(nn.Module):
     """The MED objective, and by its weights every ablation of it down to the plain nested sum.
 
     L = mutual * sum_{i>=2} L_ML(i-1, i) + sum_i c_i exp(w3 d_i / d_n) L_EI(i) + distill * sum_{i<n} KL(n, i)
-    (paper, Eq. 8; the last term, in-place distillation from the detached largest size, is not in the
-    paper). L_EI(i) is the task loss with example weights that grow with the error of size i-1 and sum to
+    (paper, Eq. 8; the last term, in-place distillation from the detached largest size or from all sizes
+    together, is not in the paper). L_EI(i) is the task loss with example weights that grow with the error of size i-1 and sum to
     one over the batch (binary: over positives and over negatives apart; Eqs. 4-6); size 1 weighs uniformly.
 
     Args:
@@ -157,7 +158,10 @@ class MED(nn.Module):
             as in the paper, with sigma inside because scores may be negative.
         adversarial: Temperature of self-adversarial negative weights (RotatE, arXiv 1902.10197, Eq. 5),
             normalised per query; 0 is off.
-        distill: Weight of the KL from the largest size; 0 is off.
+        distill: Weight of in-place distillation; 0 is off.
+        teacher: Who teaches there, detached: the "largest" size all others, or the "ensemble" of all sizes,
+            the softmax of their mean log-probabilities (Lan et al., arXiv 1806.04606, with equal gates),
+            every one of them.
         size_weights: Constant factor c_i per size; 1 for all if omitted.
         reduction: "mean" divides by K, so that learning rates carry over to other numbers of sizes; "sum"
             as in the paper.
@@ -182,6 +186,7 @@ class MED(nn.Module):
         evolution_form: Evolution = "linear",
         adversarial: float = 0.0,
         distill: float = 0.0,
+        teacher: Teacher = "largest",
         size_weights: Sequence[float] | None = None,
         reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
@@ -189,6 +194,7 @@ class MED(nn.Module):
         _check_option("task", task, get_args(Task))
         _check_option("mutual_form", mutual_form, get_args(Mutual))
         _check_option("evolution_form", evolution_form, get_args(Evolution))
+        _check_option("teacher", teacher, get_args(Teacher))
         _check_option("reduction", reduction, ("mean", "sum"))
         _check_option("mutual_reduction", mutual_reduction, ("mean", "sum"))
         self.sizes = tuple(sizes)
@@ -199,7 +205,7 @@ class MED(nn.Module):
         self.task, self.mutual, self.mutual_form = task, mutual, mutual_form
         self.mutual_reduction, self.teach_down = mutual_reduction, teach_down
         self.evolution_form, self.adversarial, self.distill = evolution_form, adversarial, distill
-        self.reduction = reduction
+        self.teacher, self.reduction = teacher, reduction
         self.w1, self.w2, self.w3 = (nn.Parameter(torch.tensor(float(w)), learnable) for w in (w1, w2, w3))
         self.w2.requires_grad_(learnable and task == "binary")  # data parallelism wants no idle parameter
 
@@ -320,10 +326,16 @@ class MED(nn.Module):
     def _distillation(self, outputs: Tensor) -> Tensor:
         if not self.distill or len(outputs) < 2:
             return outputs.new_zeros(())
-        if self.task == "regression":
-            losses = mutual_huber(outputs[:-1], outputs[-1:].detach().expand_as(outputs[:-1])).squeeze(-1)
+        regression = self.task == "regression"
+        if self.teacher == "ensemble":
+            students = outputs
+            knowledge = outputs.detach() if regression else outputs.detach().log_softmax(-1)
+            knowledge = knowledge.mean(0, keepdim=True)
         else:
-            losses = kl_divergence(outputs[:-1], outputs[-1:].detach().expand_as(outputs[:-1]))
+            students, knowledge = outputs[:-1], outputs[-1:].detach()
+        knowledge = knowledge.expand_as(students)
+        distance = mutual_huber if regression else kl_divergence
+        losses = distance(students, knowledge).flatten(1)
         return self.distill * losses.mean(1).sum()
 
 

@@ -19,13 +19,18 @@ NAMES = {
     "dualde": "DualDE",
     "med": "MED, our settings",
     "ours": "relations of their own per size, reach 1/4",
+    "together": "relations of their own, taught by all sizes together",
     "taught": "the same, taught by the full model of separate training",
 }
 # Found on the validation split of CoDEx-S (docs/med.md).
 OURS = ("--relations", "own", "--reach", "0.25", "--n3_balance", "2.3")
+# Sizes taught by all of them together, each with an N3 of its own, steps falling to zero (docs/med.md).
+TOGETHER = ("--relations", "own", "--reach", "0.25", "--mutual", "0", "--w1", "0", "--w3", "0",
+            "--distill", "1", "--distill_from", "ensemble")  # fmt: skip
 CUTS = ("ext", "ext-l", "ext-v", "pca")  # of a full model, without training
 STUDENTS = ("bkd", "ta", "dualde")  # one trained student per size
 PER_SIZE = ("separate", *STUDENTS)  # a run of their own for every size: each size may have its own settings
+AS = {"ours": "nested", "taught": "nested", "together": "med"}  # what recipes/kge.py calls them
 DOUBLING = ("10", "20", "40", "80", "160", "320", "640")
 
 
@@ -92,7 +97,7 @@ def line(objective: str, *flags: str, name: str = "", title: str = "", family: s
     return Line(
         name=name or objective,
         title=title or NAMES[objective],
-        flags=("--objective", "nested" if objective in ("ours", "taught") else objective, *flags),
+        flags=("--objective", AS.get(objective, objective), *flags),
         family=family or objective,
         needs_teacher=objective in (*CUTS, *STUDENTS, "taught"),
     )
@@ -130,6 +135,43 @@ def complex_grid(
     return Grid(name=name or graph, title=title, graph=graph, lines=tuple(lines), seeds=seeds)
 
 
+def tuned_grid() -> Grid:
+    """ComplEx on CoDEx-S at the learning rate and with the N3 of every size that validation chose."""
+    common = ("--preset", "codex-s-complex-med", "--learning_rate", "0.2", "--eval_epochs", "2")
+    linear = ("--lr_scheduler_type", "linear")
+    own = ("--n3_sizes", "0.05", "0.03", "0.01", "0.006")
+    profiles = {"": "0.04 0.03 0.01 0.006 0.004", "-weak": "0.04 0.03 0.01 0.004 0.002",
+                "-between": "0.05 0.03 0.01 0.005 0.003"}  # fmt: skip
+    lines = [
+        line("separate", *common, *own, "0.006", title=f"{NAMES['separate']}, N3 of every size"),
+        line("separate", *common, *linear, *own, "0.01", name="separate-linear",
+             title=f"{NAMES['separate']}, N3 of every size, linear decay"),
+        line("nested", *common),
+        line("nested", *common, *linear, name="nested-linear", title=f"{NAMES['nested']}, linear decay"),
+        line("med", *common),
+        line("med", *common, *linear, name="med-linear", title=f"{NAMES['med']}, linear decay"),
+    ]  # fmt: skip
+    lines += [
+        line("together", *common, *linear, *TOGETHER, "--n3_sizes", *n3.split(), name=f"together{suffix}",
+             title=f"{NAMES['together']}, N3 {n3.replace(' ', '/')}, linear decay")
+        for suffix, n3 in profiles.items()
+    ]  # fmt: skip
+    return Grid(name="codex-s-tuned", title="codex-s, ComplEx, rate and N3 tuned", graph="codex-s",
+                lines=tuple(lines), seeds=(0, 1))  # fmt: skip
+
+
+def curve_grid(graph: str, batch: str, epochs: str, *n3: str) -> Grid:
+    """ComplEx at 10 to 200 reals from one run, against every entity; for a GPU."""
+    flags = ("--preset", f"{graph}-complex-med-full", "--sizes", "5", "16", "25", "50", "100",
+             "--per_device_train_batch_size", batch, "--num_train_epochs", epochs, "--eval_epochs", "5",
+             "--early_stopping_patience", "0", "--learning_rate", "0.2", "--lr_scheduler_type", "linear",
+             "--n3_sizes", *n3)  # fmt: skip
+    lines = (line("separate", *flags), line("nested", *flags),
+             line("ours", *flags, "--relations", "own", "--reach", "0.25"))  # fmt: skip
+    title = f"{graph}, ComplEx, 10 to 200 reals, against every entity"
+    return Grid(name=f"{graph}-curve-full", title=title, graph=graph, lines=lines)
+
+
 def distance_grid(graph: str, score: str, scale: str, budget: tuple[str, ...]) -> Grid:
     """A score of the paper: its training (paper mode) and ours, separate training with either's settings.
 
@@ -139,10 +181,11 @@ def distance_grid(graph: str, score: str, scale: str, budget: tuple[str, ...]) -
     paper = ("--preset", f"{graph}-{score}-paper", *budget)
     ours = ("--preset", f"{graph}-{own}-med", "--model", model, "--margin", margin[graph], *budget)
     per_size = ("--sizes", *DOUBLING) if scale == "paper" else ()
+    scales = {"paper": "the paper", "paper-gpu": "minutes of a GPU", "paper-small": "a CPU"}
     title = NAMES["separate"]
     return Grid(
         name=f"{graph}-{score}-{scale}",
-        title=f"{graph}, {score}, scale of {'the paper' if scale == 'paper' else 'a CPU'}",
+        title=f"{graph}, {score}, scale of {scales[scale]}",
         graph=graph,
         lines=(
             line("separate", *paper, *per_size, title=f"{title}, settings of the paper"),
@@ -153,7 +196,7 @@ def distance_grid(graph: str, score: str, scale: str, budget: tuple[str, ...]) -
             line("ext", *paper, *per_size),
             line("dualde", *paper, *per_size),
         ),
-        shown=tuple(map(int, DOUBLING)) if scale == "paper" else (),
+        shown=() if scale == "paper-small" else tuple(map(int, DOUBLING)),
     )
 
 
@@ -221,6 +264,10 @@ SMALL = {
 }
 
 
+GPU = ("--sizes", *DOUBLING, "--per_device_train_batch_size", "1024", "--num_negatives", "64",
+       "--learning_rate", "5e-3", "--num_train_epochs", "40", "--eval_epochs", "20",
+       "--early_stopping_patience", "0")  # fmt: skip
+
 ADAGRAD = ("--optimizer", "adagrad", "--learning_rate", "0.1")  # whose steps pools shorten most
 
 
@@ -249,6 +296,7 @@ TABLES = [
         "codex-s", "codex-s-complex-med", {"": 0.03, "-weak": 0.01, "-weaker": 0.003}, "--eval_epochs", "2",
         seeds=(0, 1), baselines=(*CUTS, *STUDENTS),
     ),
+    tuned_grid(),
     rotatable_grid(),
     tuning_grid(),
     complex_grid("wn18rr", "wn18rr-complex-med", {"-strong": 0.15, "": 0.05, "-weak": 0.015},
@@ -258,6 +306,7 @@ TABLES = [
     *(pool_grid(graph) for graph in ("wn18rr", "fb15k-237")),
     *(pool_grid(graph, "pool-adagrad", *ADAGRAD) for graph in ("wn18rr", "fb15k-237")),
     *(distance_grid(graph, score, "paper-small", budget) for (graph, score), budget in SMALL.items()),
+    *(distance_grid(graph, score, "paper-gpu", GPU) for graph, score in SMALL),
     *(distance_grid(graph, score, "paper", PAPER[score]) for graph, score in SMALL),
     # The curve of ComplEx-N3 at 10 to 200 reals per entity, against pools; a nested run takes half an hour.
     *(
@@ -267,6 +316,8 @@ TABLES = [
         for graph, n3, pool, epochs in (("wn18rr", {"": 0.1, "-weak": 0.05}, "4000", "20"),
                                         ("fb15k-237", {"": 0.05, "-weak": 0.02}, "1000", "10"))
     ),
+    curve_grid("wn18rr", "1000", "25", "0.02", "0.05", "0.1", "0.1", "0.1"),
+    curve_grid("fb15k-237", "2000", "15", "0.01", "0.02", "0.03", "0.05", "0.05"),
     # The ranks of facebookresearch/kbc, against every entity; for a GPU.
     complex_grid("wn18rr", "wn18rr-complex-med-full", {"": 0.1, "-weak": 0.05}, name="wn18rr-full"),
     complex_grid("fb15k-237", "fb15k-237-complex-med-full", {"": 0.05, "-weak": 0.02}, name="fb15k-237-full"),

@@ -73,10 +73,12 @@ def build_step(config: Config, task: Task, sizes: tuple[int, ...]) -> LinkPredic
         evolution_form=config.evolution_form,
         adversarial=config.adversarial_temperature,
         distill=config.distill if med else 0.0,
+        teacher=config.distill_from,
         reduction=config.reduction,
     )
+    n3 = [config.n3_sizes[config.sizes.index(size)] for size in sizes] if config.n3_sizes else config.n3
     return LinkPrediction(
-        model, objective, n3=config.n3, n3_balance=config.n3_balance, reach=config.reach,
+        model, objective, n3=n3, n3_balance=config.n3_balance, reach=config.reach,
         compiled=config.compile,
     )  # fmt: skip
 

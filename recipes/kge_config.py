@@ -102,9 +102,13 @@ class Config:
         "mean", "Over sizes: mean keeps learning rates comparable; paper: sum.", ("mean", "sum")
     )
     adversarial_temperature: float = flag(0.0, "Self-adversarial negatives (RotatE: 0.5 to 1); 0 is off.")
-    distill: float = flag(0.0, "Weight of the KL from the detached largest size; 0 is off.")
+    distill: float = flag(0.0, "Weight of in-place distillation (KL); 0 is off.")
+    distill_from: str = flag(
+        "largest", "Its detached teacher: the largest size, or the mean of all.", ("largest", "ensemble")
+    )
     n3: float = flag(0.03, "Weight of N3 (kbc: 5e-3 to 1e-1; ours tuned on CoDEx-S validation).")
     n3_balance: float = flag(2.0, "Power of the share of sizes that reach a segment, in its N3; 0: even.")
+    n3_sizes: list[float] = flag([], "Weight of N3 for every size, in place of n3 and n3_balance.")
     reach: float = flag(
         1.0, "Factor on the gradient of a size per segment that it goes down; 1: the plain sum (docs/med.md)."
     )
@@ -161,6 +165,8 @@ def contradictions(config: Config) -> list[str]:
     wrong = []
     if sorted(set(config.sizes)) != config.sizes or min(config.sizes, default=0) < 1:
         wrong.append(f"--sizes must be positive and strictly increasing, got {config.sizes}")
+    if config.n3_sizes and len(config.n3_sizes) != len(config.sizes):
+        wrong.append(f"--n3_sizes must have one weight for each of {config.sizes}, got {config.n3_sizes}")
     if config.data_dir and config.dataset_name:
         wrong.append("give --data_dir or --dataset_name, not both")
     try:

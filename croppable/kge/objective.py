@@ -51,7 +51,8 @@ class LinkPrediction(nn.Module):
     Args:
         model: The embedding model.
         objective: Over ``[K, B, C]`` scores and the index of the true column.
-        n3: Weight of N3; 0 is off.
+        n3: Weight of N3; 0 is off. Several: the weight of every size, on its own rows and reaching as far
+            down as its loss does; ``n3_balance`` then means nothing.
         n3_balance: Weigh the N3 of a segment by the share of the sizes whose loss reaches it, (K - k) / K for
             segment k of K, to this power. At 0 the late segments, which few losses reach, are
             over-regularised; at 1 every segment feels losses and penalty in the same proportion; 2 also
@@ -76,7 +77,7 @@ class LinkPrediction(nn.Module):
         model: KGEModel,
         objective: MED,
         *,
-        n3: float = 0.0,
+        n3: float | Sequence[float] = 0.0,
         n3_balance: float = 2.0,
         reach: float = 1.0,
         compiled: Compiled = "none",
@@ -89,6 +90,8 @@ class LinkPrediction(nn.Module):
         self.objective = objective
         if not 0 <= reach <= 1:
             raise ValueError(f"reach must be from 0 to 1, got {reach}")
+        if not isinstance(n3, int | float) and len(n3) != len(model.sizes):
+            raise ValueError(f"n3 must be one weight or one per size, got {tuple(n3)} for {model.sizes}")
         self.n3, self.n3_balance, self.reach = n3, n3_balance, reach
         self.compiled: Compiled = compiled
         self.sparse = sparse
@@ -230,22 +233,28 @@ class LinkPrediction(nn.Module):
         if not self.n3:
             return losses
         sizes = self.nested.sizes
-        count = len(sizes)
-        share = anchor.new_tensor([(count - k) / count for k in range(count)])
-        reached = torch.stack([(self.reach ** torch.arange(count - k)).sum() for k in range(count)])
-        entities = share ** (self.n3_balance - 1) * reached.to(share) / count
-        cubes = segment_n3(anchor, sizes) + segment_n3(answer, sizes)
-        penalty = (entities * cubes).sum() + self._relation_n3(relation, entities, share)
-        return {**losses, "n3": self.n3 * penalty, "loss": losses["loss"] + self.n3 * penalty}
-
-    def _relation_n3(self, rows: Tensor, shared: Tensor, share: Tensor) -> Tensor:
-        """N3 of relations: as entities where sizes share them, else each size's own dims by its own loss."""
-        sizes = self.nested.sizes
+        of_entities, of_own = (w.to(anchor) for w in self._n3_weights())
+        entities = of_entities * (segment_n3(anchor, sizes) + segment_n3(answer, sizes))
         if self.model.relations == "shared":
-            return (shared * segment_n3(rows, sizes)).sum()
-        own = share ** (self.n3_balance - 1) / len(sizes)
-        cubes = torch.stack([segment_n3(each, sizes) for each in rows])
-        return (cubes.tril() * own).sum()
+            relations = of_entities * segment_n3(relation, sizes)
+        else:
+            relations = of_own * torch.stack([segment_n3(each, sizes) for each in relation])
+        penalty = entities.sum() + relations.sum()
+        return {**losses, "n3": penalty, "loss": losses["loss"] + penalty}
+
+    def _n3_weights(self) -> tuple[Tensor, Tensor]:
+        """Return weights of the segments of rows that sizes share ``[K]``, and of each size's own ``[K, K]``.
+
+        A segment of shared rows has the penalties of all sizes that reach it, as far as their gradients do.
+        """
+        count = len(self.nested.sizes)
+        place = torch.arange(count)
+        down = (self.reach ** (place[:, None] - place).clamp_min(0)).tril()  # of size i into segment k
+        if isinstance(self.n3, int | float):
+            share = self.n3 * ((count - place) / count) ** (self.n3_balance - 1)  # by segment
+            return share * down.sum(0) / count, share.expand(count, -1).tril() / count
+        each = torch.tensor(self.n3)[:, None]  # by size
+        return (each * down).sum(0) / count, each.expand(-1, count).tril() / count
 
     def _streamed(
         self, anchor: Tensor, relation: Tensor, target: Tensor, side: Side | Tensor

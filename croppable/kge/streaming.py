@@ -58,7 +58,8 @@ class Softmax(NamedTuple):
 def supports(score: Score, objective: MED) -> bool:
     """Whether `softmax_losses` computes the objective of that score."""
     neighbours = not objective.mutual or objective.mutual_form == "kl"
-    return score.additive and objective.task == "multiclass" and neighbours
+    teachers = not objective.distill or objective.teacher == "largest"
+    return score.additive and objective.task == "multiclass" and neighbours and teachers
 
 
 def softmax_losses(
