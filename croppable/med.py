@@ -139,9 +139,10 @@ class MED(nn.Module):
     """The MED objective, and by its weights every ablation of it down to the plain nested sum.
 
     L = mutual * sum_{i>=2} L_ML(i-1, i) + sum_i c_i exp(w3 d_i / d_n) L_EI(i) + distill * sum_{i<n} KL(n, i)
-    (paper, Eq. 8; the last term, in-place distillation from the detached largest size or from all sizes
-    together, is not in the paper). L_EI(i) is the task loss with example weights that grow with the error of size i-1 and sum to
-    one over the batch (binary: over positives and over negatives apart; Eqs. 4-6); size 1 weighs uniformly.
+    (paper, Eq. 8; the last term is not in the paper: in-place distillation from the detached largest size, or
+    from all sizes together). L_EI(i) is the task loss with example weights that grow with the error of size
+    i-1 and sum to one over the batch (binary: over positives and over negatives apart; Eqs. 4-6); size 1
+    weighs uniformly.
 
     Args:
         sizes: Ascending sizes, in the order of the outputs' leading axis.
@@ -326,17 +327,23 @@ class MED(nn.Module):
     def _distillation(self, outputs: Tensor) -> Tensor:
         if not self.distill or len(outputs) < 2:
             return outputs.new_zeros(())
-        regression = self.task == "regression"
         if self.teacher == "ensemble":
-            students = outputs
-            knowledge = outputs.detach() if regression else outputs.detach().log_softmax(-1)
-            knowledge = knowledge.mean(0, keepdim=True)
+            return self.distill * self._from_all(outputs).mean(1).sum()
+        students, knowledge = outputs[:-1], outputs[-1:].detach().expand_as(outputs[:-1])
+        if self.task == "regression":
+            losses = mutual_huber(students, knowledge).squeeze(-1)
         else:
-            students, knowledge = outputs[:-1], outputs[-1:].detach()
-        knowledge = knowledge.expand_as(students)
-        distance = mutual_huber if regression else kl_divergence
-        losses = distance(students, knowledge).flatten(1)
+            losses = kl_divergence(students, knowledge)
         return self.distill * losses.mean(1).sum()
+
+    def _from_all(self, outputs: Tensor) -> Tensor:
+        """Distance of every size to the mean of all, ``[K, B]``."""
+        if self.task == "regression":
+            return mutual_huber(outputs, outputs.detach().mean(0).expand_as(outputs)).squeeze(-1)
+        # kl_divergence(outputs, log_p) with one teacher for all sizes and no tensor of K of its terms
+        log_p = outputs.detach().log_softmax(-1).mean(0).log_softmax(-1)
+        p = log_p.exp()
+        return (p * log_p).sum(-1) - torch.einsum("bc,kbc->kb", p, outputs) + outputs.logsumexp(-1)
 
 
 def _check_option(name: str, value: str, allowed: Sequence[str]) -> None:

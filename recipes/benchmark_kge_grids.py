@@ -140,8 +140,6 @@ def tuned_grid() -> Grid:
     common = ("--preset", "codex-s-complex-med", "--learning_rate", "0.2", "--eval_epochs", "2")
     linear = ("--lr_scheduler_type", "linear")
     own = ("--n3_sizes", "0.05", "0.03", "0.01", "0.006")
-    profiles = {"": "0.04 0.03 0.01 0.006 0.004", "-weak": "0.04 0.03 0.01 0.004 0.002",
-                "-between": "0.05 0.03 0.01 0.005 0.003"}  # fmt: skip
     lines = [
         line("separate", *common, *own, "0.006", title=f"{NAMES['separate']}, N3 of every size"),
         line("separate", *common, *linear, *own, "0.01", name="separate-linear",
@@ -150,11 +148,8 @@ def tuned_grid() -> Grid:
         line("nested", *common, *linear, name="nested-linear", title=f"{NAMES['nested']}, linear decay"),
         line("med", *common),
         line("med", *common, *linear, name="med-linear", title=f"{NAMES['med']}, linear decay"),
-    ]  # fmt: skip
-    lines += [
-        line("together", *common, *linear, *TOGETHER, "--n3_sizes", *n3.split(), name=f"together{suffix}",
-             title=f"{NAMES['together']}, N3 {n3.replace(' ', '/')}, linear decay")
-        for suffix, n3 in profiles.items()
+        line("together", *common, *linear, *TOGETHER, "--n3_sizes", "0.04", "0.03", "0.01", "0.006", "0.004",
+             title=f"{NAMES['together']}, linear decay"),
     ]  # fmt: skip
     return Grid(name="codex-s-tuned", title="codex-s, ComplEx, rate and N3 tuned", graph="codex-s",
                 lines=tuple(lines), seeds=(0, 1))  # fmt: skip

@@ -205,6 +205,26 @@ def test_distillation_comes_from_the_detached_largest_size() -> None:
     assert not scores.grad[-1].any()
 
 
+def test_an_ensemble_of_all_sizes_teaches_every_one_of_them() -> None:
+    scores = torch.tensor([[[0.0, 0.0]], [[2 * LN3, 0.0]]], requires_grad=True)  # p of 1/2 and of 9/10
+    # the mean of log-probabilities has odds of 3: p = 3/4
+    from_half = 0.75 * log(0.75 / 0.5) + 0.25 * log(0.25 / 0.5)
+    from_nine = 0.75 * log(0.75 / 0.9) + 0.25 * log(0.25 / 0.1)
+    options: dict[str, Any] = {**OFF, "distill": 2.0, "teacher": "ensemble", "reduction": "sum"}
+    terms = MED(SIZES, **options).terms(scores, torch.tensor([0]))
+    assert terms["distill"].item() == pytest.approx(2 * (from_half + from_nine))
+    terms["distill"].backward()
+    assert scores.grad is not None
+    torch.testing.assert_close(scores.grad[:, 0, 0], torch.tensor([2 * (0.5 - 0.75), 2 * (0.9 - 0.75)]))
+
+
+def test_an_ensemble_of_regressions_is_their_mean() -> None:
+    outputs = torch.tensor([[[1.0], [2.0]], [[1.5], [6.0]]])  # means 1.25 and 4
+    options: dict[str, Any] = {**OFF, "distill": 1.0, "teacher": "ensemble", "reduction": "sum"}
+    terms = MED(SIZES, **options, task="regression").terms(outputs, torch.ones(2))
+    assert terms["distill"].item() == pytest.approx(2 * (0.25**2 / 2 + 1.5) / 2)
+
+
 def test_distillation_of_regression_is_huber() -> None:
     outputs = torch.tensor([[[1.0], [2.0]], [[1.5], [5.0]]])
     terms = MED(SIZES, **OFF, distill=1.0, task="regression", reduction="sum").terms(outputs, torch.ones(2))

@@ -168,6 +168,40 @@ def test_n3_of_own_relations_by_hand() -> None:
     assert float(losses["n3"].detach()) == pytest.approx(0.03 * expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("relations", ["own", "shared"])
+def test_n3_of_every_size_reaches_as_far_down_as_its_loss(relations: Any) -> None:
+    weights = (0.5, 0.2, 0.1)
+    model = model_of(relations=relations)
+    step = LinkPrediction(model, MED(SIZES, task="multiclass", mutual=0.0), n3=weights, reach=0.5)
+    step(ANCHOR, RELATION, TARGET)["n3"].backward()
+    found = [parameter.grad for parameter in model.parameters()]
+
+    rows = model.lookup(ANCHOR, RELATION, TARGET, "tail")
+    penalty = torch.zeros(())
+    for size, weight in zip(SIZES, weights, strict=True):
+        cubes = [some.norm(dim=-1).pow(3).sum(-1).mean() for some in model.rows_at(size, *rows, reach=0.5)]
+        penalty = penalty + weight * sum(cubes) / 3
+    expected = torch.autograd.grad(penalty, list(model.parameters()))
+    for mine, gradient in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, gradient)
+
+
+def test_an_n3_for_every_size_needs_as_many_weights() -> None:
+    with pytest.raises(ValueError, match="n3 must be one weight or one per size"):
+        LinkPrediction(model_of(), MED(SIZES), n3=(0.1, 0.2))
+
+
+def test_an_ensemble_is_taught_from_full_scores() -> None:
+    options = {"mutual": 0.0, "w1": 0.0, "distill": 1.0, "teacher": "ensemble"}
+    losses = [step_of(0.25, compiled, relations, **options)(ANCHOR, RELATION, TARGET, None, SIDE)
+              for compiled, relations in (("none", "own"), ("auto", "own"))]  # fmt: skip
+    assert float(losses[0]["distill"].detach()) > 0.01
+    torch.testing.assert_close(losses[1]["loss"], losses[0]["loss"])
+    shared = [step_of(1.0, compiled, "shared", **options)(ANCHOR, RELATION, TARGET, None, SIDE)["distill"]
+              for compiled in ("none", "auto")]  # fmt: skip
+    torch.testing.assert_close(shared[1], shared[0])
+
+
 def test_a_reach_outside_of_zero_to_one_is_refused() -> None:
     with pytest.raises(ValueError, match="reach must be from 0 to 1, got 2"):
         LinkPrediction(model_of(), MED(SIZES), reach=2)
