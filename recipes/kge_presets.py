@@ -23,6 +23,24 @@ def codex_s(model: str, n3: float) -> Config:
     return Config(model=model, n3=n3, num_train_epochs=20, output_dir=f"runs/codex-s-{model}")
 
 
+def codex_s_together() -> Config:
+    """CoDEx-S with ComplEx, all sizes teaching each other: the best of one run (docs/med.md)."""
+    return replace(
+        codex_s("complex", 0.03),
+        relations="own",
+        reach=0.25,
+        mutual=0.0,
+        w1=0.0,
+        w3=0.0,
+        distill=1.0,
+        distill_from="ensemble",
+        n3_sizes=[0.04, 0.03, 0.01, 0.006, 0.004],
+        learning_rate=0.2,
+        lr_scheduler_type="linear",
+        output_dir="runs/codex-s-together",
+    )
+
+
 def paper(model: str, margin: float, sizes: list[int] | None = None) -> Config:
     """The paper's training: 64 sizes, 64 uniform negatives, bce, Adam, linear decay, learnable weights.
 
@@ -52,11 +70,16 @@ def paper(model: str, margin: float, sizes: list[int] | None = None) -> Config:
 
 
 def sampled(model: str, margin: float, **changes: Any) -> Config:
-    """Distances trained with self-adversarial negatives, scaled per size, at five sizes."""
+    """Distances trained with self-adversarial negatives, scaled per size, at five sizes.
+
+    Without evolutionary improvement, against which validation chose (docs/results/study.md).
+    """
     base = paper(model, margin, [10, 20, 40, 80, 160])
     ours = replace(
         base,
         mutual=0.1,
+        w1=0.0,
+        w2=0.0,
         learnable_weights=False,
         evolution_form="linear",
         reduction="mean",
@@ -103,6 +126,7 @@ def full(**changes: Any) -> Config:
 PRESETS: dict[str, Callable[[], Config]] = {
     "unicode-complex-med": unicode_complex_med,
     "codex-s-complex-med": lambda: codex_s("complex", 0.03),
+    "codex-s-complex-together": codex_s_together,
     "codex-s-distmult-med": lambda: codex_s("distmult", 0.03),
     "codex-s-simple-med": lambda: codex_s("simple", 0.01),
     "codex-s-transe-med": lambda: codex_s_distance("transe-l1"),
