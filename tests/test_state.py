@@ -53,7 +53,9 @@ def test_a_state_is_a_copy_and_shared_tensors_stay_equal() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"x": {1, 2}}, {"x": object()}, {"x": {(1, 2): 3}}, {"x": b"bytes"}], ids=repr
+    "bad",
+    [{"x": {1, 2}}, {"x": object()}, {"x": {(1, 2): 3}}, {"x": b"bytes"}],
+    ids=["set", "object", "tuple as key", "bytes"],
 )
 def test_other_things_are_refused(bad: Any) -> None:
     message = re.escape(f"lists, scalars, and dicts of str or int, got {type(bad['x'])} at '/x'")
