@@ -330,11 +330,8 @@ class MED(nn.Module):
         if self.teacher == "ensemble":
             return self.distill * self._from_all(outputs).mean(1).sum()
         students, knowledge = outputs[:-1], outputs[-1:].detach().expand_as(outputs[:-1])
-        if self.task == "regression":
-            losses = mutual_huber(students, knowledge).squeeze(-1)
-        else:
-            losses = kl_divergence(students, knowledge)
-        return self.distill * losses.mean(1).sum()
+        distance = mutual_huber if self.task == "regression" else kl_divergence
+        return self.distill * distance(students, knowledge).flatten(1).mean(1).sum()
 
     def _from_all(self, outputs: Tensor) -> Tensor:
         """Distance of every size to the mean of all, ``[K, B]``."""
