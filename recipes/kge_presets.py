@@ -24,7 +24,7 @@ def codex_s(model: str, n3: float) -> Config:
 
 
 def codex_s_together() -> Config:
-    """CoDEx-S with ComplEx, all sizes teaching each other: the best of one run (docs/med.md)."""
+    """CoDEx-S with ComplEx, all sizes teaching each other (docs/med.md)."""
     return replace(
         codex_s("complex", 0.03),
         relations="own",

@@ -102,7 +102,7 @@ def test_two_million_labels_load_in_a_second(tmp_path: Path) -> None:
     start = time.process_time()  # of this process alone: others may be busy
     read = Labels.read(tmp_path, nbytes)
     assert read.entity.index("http://entity/1999999") == 1_999_999
-    assert time.process_time() - start < 4, "measured 0.8 s on a quiet machine"
+    assert time.process_time() - start < 3, "measured 0.8 s on a quiet machine"
     assert torch.equal(read.entity.offsets[:2], torch.tensor([0, 15]))
     start = time.process_time()
     assert closest("http://entity/19x9999", read.entity)

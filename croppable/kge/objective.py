@@ -251,10 +251,10 @@ class LinkPrediction(nn.Module):
         place = torch.arange(count)
         down = (self.reach ** (place[:, None] - place).clamp_min(0)).tril()  # of size i into segment k
         if isinstance(self.n3, int | float):
-            share = self.n3 * ((count - place) / count) ** (self.n3_balance - 1)  # by segment
-            return share * down.sum(0) / count, share.expand(count, -1).tril() / count
-        each = torch.tensor(self.n3)[:, None]  # by size
-        return (each * down).sum(0) / count, each.expand(-1, count).tril() / count
+            weights = self.n3 * ((count - place) / count) ** (self.n3_balance - 1)  # by segment
+        else:
+            weights = torch.tensor(self.n3)[:, None]  # by size
+        return (weights * down).sum(0) / count, weights.expand(count, count).tril() / count
 
     def _streamed(
         self, anchor: Tensor, relation: Tensor, target: Tensor, side: Side | Tensor

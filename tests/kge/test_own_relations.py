@@ -193,8 +193,8 @@ def test_an_n3_for_every_size_needs_as_many_weights() -> None:
 
 def test_an_ensemble_is_taught_from_full_scores() -> None:
     options = {"mutual": 0.0, "w1": 0.0, "distill": 1.0, "teacher": "ensemble"}
-    losses = [step_of(0.25, compiled, relations, **options)(ANCHOR, RELATION, TARGET, None, SIDE)
-              for compiled, relations in (("none", "own"), ("auto", "own"))]  # fmt: skip
+    losses = [step_of(0.25, compiled, **options)(ANCHOR, RELATION, TARGET, None, SIDE)
+              for compiled in ("none", "auto")]  # fmt: skip
     assert float(losses[0]["distill"].detach()) > 0.01
     torch.testing.assert_close(losses[1]["loss"], losses[0]["loss"])
     shared = [step_of(1.0, compiled, "shared", **options)(ANCHOR, RELATION, TARGET, None, SIDE)["distill"]

@@ -1,6 +1,5 @@
-"""Reading graphs: every format says the same, bad input is named, and the counts are the published ones."""
+"""Reading graphs: every format says the same, and the counts are the published ones."""
 
-import csv
 import gzip
 import sys
 
@@ -8,25 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from graph_files import SPLITS, TEST, TRAIN, VALID, named, same, write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from croppable.kge.files import SLOTS, read_labels
-from croppable.kge.triples import KnowledgeGraph, graph_from_hub, graph_from_triples, read_graph
-
-# Names that a careless reader mangles: quotes, commas, spaces, null words, numbers, other separators.
-TRAIN = [
-    ("Berlin", "capital_of", "Germany"),
-    ('5" "disk"', "is a", "storage, magnetic"),
-    ("NULL", "NaN", "NA"),
-    ("007", "1e5", "true"),
-    ("é\u2028x", "größer als", "日本"),
-    ("#hash", "'quote", '"'),
-    ("Berlin", "capital_of", "Germany"),
-]
-VALID = [("Germany", "is a", "Land")]
-TEST = [("日本", "borders", "Land"), ("Berlin", "is a", "Germany")]
-SPLITS = {"train": TRAIN, "valid": VALID, "test": TEST}
+from croppable.kge.files import read_labels
+from croppable.kge.triples import graph_from_triples, read_graph
 
 # name: entities, relations, train, valid, test, unseen entities, negatives in valid and test (data/README.md)
 PUBLISHED = {
@@ -37,45 +23,6 @@ PUBLISHED = {
     "umls": (135, 46, 5_216, 652, 661, 0, None, None),
     "nations": (14, 55, 1_592, 199, 201, 0, None, None),
 }
-
-
-def write(folder, splits=SPLITS, extension=".tsv", order="hrt", header=None):
-    folder.mkdir(exist_ok=True)
-    for split, triples in splits.items():
-        rows = [["hrt".index(slot) for slot in order]]
-        rows = [[triple[place] for place in rows[0]] for triple in triples]
-        if header:
-            rows.insert(0, header)
-        path = folder / f"{split}{extension}"
-        if extension == ".parquet":
-            names = [SLOTS[slot] for slot in order]
-            columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
-            pq.write_table(pa.table(dict(zip(names, columns, strict=True))), path)
-            continue
-        opener = gzip.open if extension.endswith(".gz") else open
-        with opener(path, "wt", encoding="utf-8", newline="") as stream:
-            if ".csv" in extension:
-                csv.writer(stream).writerows(rows)
-            else:
-                stream.writelines("\t".join(row) + "\n" for row in rows)
-    return folder
-
-
-def named(graph: KnowledgeGraph):
-    return {
-        split: [
-            (graph.entities[h], graph.relations[r], graph.entities[t])
-            for h, r, t in getattr(graph, split).tolist()
-        ]
-        for split in ("train", "valid", "test")
-    }
-
-
-def same(a: KnowledgeGraph, b: KnowledgeGraph):
-    assert a.entities == b.entities
-    assert a.relations == b.relations
-    for split in ("train", "valid", "test"):
-        assert torch.equal(getattr(a, split), getattr(b, split))
 
 
 @pytest.mark.parametrize("extension", [".tsv", ".txt", ".csv", ".parquet", ".tsv.gz", ".txt.gz", ".csv.gz"])
@@ -260,212 +207,6 @@ def test_triples_of_test_that_train_has_are_said():
     graph = graph_from_triples(TRAIN, TRAIN[:1], TRAIN[1:3])
     assert graph.leaked == 3
     assert "3 valid or test triples are in train too" in graph.summary()
-
-
-# Bad input
-
-
-@pytest.mark.parametrize(
-    ("extension", "line", "text", "message"),
-    [
-        (".tsv", 3, "Berlin\tin", r"no triple in .*train\.tsv line 3: expected 3 .* got 2 \('Berlin\\tin'\)"),
-        (".txt", 3, "a\tb\tc\td", r"train\.txt line 3: expected 3 tab-separated fields, got 4 "),
-        (".tsv", 1, "one", r"train\.tsv line 1: expected 3 tab-separated fields, got 1 \('one'\)"),
-        (".tsv", 2, "a\t\tc", r"train\.tsv line 2: the relation is empty \('a\\t\\tc'\)"),
-        (".csv", 2, "a,b", r"train\.csv line 2: expected 3 comma-separated fields, got 2 \('a,b'\)"),
-        (".csv", 3, 'a,"",c', r"train\.csv line 3: the relation is empty"),
-        (".tsv.gz", 4, "only\ttwo", r"train\.tsv\.gz line 4: expected 3 tab-separated fields, got 2"),
-    ],
-)  # fmt: skip
-def test_a_malformed_line_is_named(tmp_path, extension, line, text, message):
-    folder = write(tmp_path / "g", extension=extension)
-    separator = "," if ".csv" in extension else "\t"
-    lines = [separator.join(("a", "b", "c"))] * 5
-    lines[line - 1] = text
-    raw = "\n".join(lines).encode()
-    (folder / f"train{extension}").write_bytes(gzip.compress(raw) if extension.endswith(".gz") else raw)
-    with pytest.raises(ValueError, match=message):
-        read_graph(folder)
-
-
-def test_a_malformed_line_behind_a_header_blank_lines_and_quoted_newlines(tmp_path):
-    folder = write(tmp_path / "g", extension=".csv")
-    (folder / "train.csv").write_text('head,relation,tail\n\n"a\nb",r,c\nx,y\n')
-    with pytest.raises(ValueError, match=r"train\.csv line 5: expected 3 comma-separated fields, got 2"):
-        read_graph(folder)
-
-
-def test_a_long_bad_line_is_cut(tmp_path):
-    folder = write(tmp_path / "g")
-    (folder / "test.tsv").write_text("x" * 10_000 + "\ty\n")
-    with pytest.raises(ValueError, match="got 2") as caught:
-        read_graph(folder)
-    assert len(str(caught.value)) < 500
-
-
-def test_a_malformed_line_far_into_a_big_file_is_named(tmp_path):
-    folder = write(tmp_path / "g")
-    lines = ["some head\tsome relation\tsome tail"] * 100_000
-    lines[80_000] = "some head\tsome relation"
-    (folder / "train.tsv").write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=r"train\.tsv line 80001: "):
-        read_graph(folder)
-
-
-def test_a_line_that_is_not_utf8_is_named(tmp_path):
-    folder = write(tmp_path / "g")
-    (folder / "valid.tsv").write_bytes(b"a\tr\tb\n" + "größe\tr\tb\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"valid\.tsv line 2 is not UTF-8 .*save it as UTF-8"):
-        read_graph(folder)
-
-
-def test_a_truncated_gzip_is_named(tmp_path):
-    folder = write(tmp_path / "g", extension=".tsv.gz")
-    raw = (folder / "train.tsv.gz").read_bytes()
-    (folder / "train.tsv.gz").write_bytes(raw[: len(raw) // 2])
-    with pytest.raises(ValueError, match=r"train\.tsv\.gz does not unpack .*fetch it again"):
-        read_graph(folder)
-    (folder / "train.tsv.gz").write_bytes(b"no gzip")
-    with pytest.raises(ValueError, match=r"train\.tsv\.gz does not unpack"):
-        read_graph(folder)
-
-
-@pytest.mark.parametrize("content", ["", "\n\n", "head\trelation\ttail\n"])
-def test_empty_splits_are_named_together(tmp_path, content):
-    folder = write(tmp_path / "g")
-    (folder / "valid.tsv").write_text(content)
-    (folder / "test.tsv").write_text(content)
-    with pytest.raises(ValueError, match=r"no triples: valid \(.*valid\.tsv\), test \(.*test\.tsv\)"):
-        read_graph(folder)
-
-
-def test_an_empty_parquet_split_is_named(tmp_path):
-    folder = write(tmp_path / "g", SPLITS | {"test": []}, extension=".parquet")
-    with pytest.raises(ValueError, match=r"no triples: test"):
-        read_graph(folder)
-
-
-@pytest.mark.parametrize("order", ["", "hr", "hrtt", "hrx", "HRT", "sro", "hhr"])
-def test_an_unknown_column_order_is_refused(tmp_path, order):
-    with pytest.raises(ValueError, match=f"permutation of the letters h, r, t .* got '{order}'"):
-        read_graph(tmp_path, column_order=order)
-    with pytest.raises(ValueError, match="permutation"):
-        graph_from_hub("anything", column_order=order)
-
-
-def test_a_missing_folder(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"nowhere is not a folder: expected one with train, valid and test"
-    ):
-        read_graph(tmp_path / "nowhere")
-    path = tmp_path / "train.tsv"
-    path.write_text("a\tb\tc\n")
-    with pytest.raises(FileNotFoundError, match="is not a folder"):
-        read_graph(path)
-
-
-def test_missing_splits_list_what_was_found(tmp_path):
-    folder = write(tmp_path / "g", {"train": TRAIN})
-    (folder / "notes.md").write_text("")
-    with pytest.raises(
-        FileNotFoundError, match=r"has no valid and no test file: .* found \['notes.md', 'train.tsv'\]"
-    ):
-        read_graph(folder)
-
-
-def test_two_files_for_one_split_are_refused(tmp_path):
-    folder = write(write(tmp_path / "g"), {"valid": VALID}, extension=".csv.gz")
-    with pytest.raises(ValueError, match=r"more than one file .*\['valid.tsv', 'valid.csv.gz'\]; keep one"):
-        read_graph(folder)
-
-
-def test_parquet_without_triple_columns(tmp_path):
-    folder = write(tmp_path / "g", extension=".parquet")
-    pq.write_table(pa.table({"a": ["x"], "b": ["y"]}), folder / "train.parquet")
-    with pytest.raises(ValueError, match=r"has the columns \['a', 'b'\]: expected head, relation and tail"):
-        read_graph(folder)
-    pq.write_table(pa.table({"h": ["x", "y"], "r": ["y", "z"], "t": ["y", None]}), folder / "train.parquet")
-    with pytest.raises(ValueError, match=r"train\.parquet row 2: the tail is empty"):
-        read_graph(folder)
-    (folder / "train.parquet").write_bytes(b"not parquet")
-    with pytest.raises(ValueError, match=r"train\.parquet cannot be read as parquet"):
-        read_graph(folder)
-
-
-@pytest.mark.parametrize("bad", [("a", "b"), ("a", "b", ""), ("a", "b", 3), "abcd"])
-def test_bad_triples_in_memory_are_named(bad):
-    with pytest.raises(ValueError, match=r"no triple in valid at place 1: expected three non-empty strings"):
-        graph_from_triples(TRAIN, [VALID[0], bad], TEST)
-    with pytest.raises(ValueError, match=r"no triples: valid \(as given\)"):
-        graph_from_triples(TRAIN, [], TEST)
-
-
-# The Hub
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """Make ``datasets.load_dataset`` return what the test says, without a network."""
-    import datasets
-
-    def stage(result):
-        def load_dataset(path, config=None, revision=None):
-            if isinstance(result, Exception):
-                raise result
-            return datasets.DatasetDict({k: datasets.Dataset.from_dict(v) for k, v in result.items()})
-
-        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-
-    return stage
-
-
-def columns(triples):
-    return dict(zip(("head", "relation", "tail"), map(list, zip(*triples, strict=True)), strict=True))
-
-
-def test_a_hub_dataset_with_named_columns(hub):
-    hub({"train": columns(TRAIN), "validation": columns(VALID), "test": columns(TEST)})
-    graph = graph_from_hub("someone/kg")
-    assert graph.name == "kg"
-    assert named(graph) == SPLITS
-    same(graph, graph_from_triples(TRAIN, VALID, TEST))
-
-
-def test_a_hub_dataset_with_one_text_column(hub):
-    hub({split: {"text": ["\t".join(triple) for triple in triples]} for split, triples in SPLITS.items()})
-    assert named(graph_from_hub("kg")) == SPLITS
-    hub({split: {"text": ["a\tb\tc", "a\tb"]} for split in SPLITS})
-    with pytest.raises(
-        ValueError, match=r"kg split train row 2: expected 3 tab-separated fields \('a\\tb'\)"
-    ):
-        graph_from_hub("kg")
-
-
-def test_a_real_local_dataset_folder_loads_through_datasets(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    folder = write(tmp_path / "g", extension=".parquet")
-    assert named(graph_from_hub(str(folder), name="local")) == SPLITS
-
-
-def test_hub_errors_say_what_to_do(hub):
-    import datasets
-
-    hub(datasets.exceptions.DatasetNotFoundError("Dataset 'no/such' doesn't exist"))
-    with pytest.raises(
-        FileNotFoundError, match=r"no dataset 'no/such' .*check its name, or pass a local folder"
-    ):
-        graph_from_hub("no/such")
-    hub(ConnectionError("no route"))
-    with pytest.raises(
-        ConnectionError, match=r"'some/kg' cannot be fetched .*no route.*or pass a local folder"
-    ):
-        graph_from_hub("some/kg")
-    hub({"train": columns(TRAIN)})
-    with pytest.raises(FileNotFoundError, match=r"has no valid and no test split: found \['train'\]"):
-        graph_from_hub("some/kg")
-    hub({"train": columns(TRAIN), "test": {"head": [], "relation": [], "tail": []}, "dev": columns(VALID)})
-    with pytest.raises(ValueError, match=r"no triples: test \(some/kg\)"):
-        graph_from_hub("some/kg")
 
 
 # Published data
