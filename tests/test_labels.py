@@ -99,11 +99,11 @@ def test_two_million_labels_load_in_a_second(tmp_path: Path) -> None:
     labels = Labels((f"http://entity/{i}" for i in range(2_000_000)), ["r"])
     nbytes, _ = write_file(tmp_path / "labels.safetensors", labels.pieces())
     del labels
-    start = time.process_time()  # of this process alone: others may be busy
+    start = time.thread_time()  # of this thread alone: other workers are busy
     read = Labels.read(tmp_path, nbytes)
     assert read.entity.index("http://entity/1999999") == 1_999_999
-    assert time.process_time() - start < 3, "measured 0.8 s on a quiet machine"
+    assert time.thread_time() - start < 3, "measured 0.8 s on a quiet machine"
     assert torch.equal(read.entity.offsets[:2], torch.tensor([0, 15]))
-    start = time.process_time()
+    start = time.thread_time()
     assert closest("http://entity/19x9999", read.entity)
-    assert time.process_time() - start < 15, "measured 3 s"
+    assert time.thread_time() - start < 15, "measured 3 s"
