@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import describe
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -204,23 +204,6 @@ def labels(work: Path) -> dict[str, Any]:
     return result
 
 
-def machine() -> dict[str, Any]:
-    """Describe the machine."""
-    cpu = next(
-        (
-            line.split(": ")[1]
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.machine(),
-    )
-    return {
-        **{"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()},
-        **{"python": platform.python_version(), "torch": torch.__version__},
-        "load_average": os.getloadavg()[0],
-    }
-
-
 def main() -> None:
     """Measure everything and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -229,7 +212,7 @@ def main() -> None:
     arguments = parser.parse_args()
     work = Path(tempfile.mkdtemp(dir=arguments.work_dir))
     try:
-        about = machine()
+        about = {**describe("torch"), "threads": torch.get_num_threads()}
         rows, folder = disk(work)
         result = {
             "machine": about,

@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import describe
 from torch import Tensor
 
 from croppable.kge.known import KnownTriples
@@ -48,16 +46,12 @@ def seconds(work: Callable[[], object]) -> float:
 
 def machine(device: str) -> dict[str, Any]:
     """Describe what the times belong to."""
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    packages = {name: version(name) for name in ("torch", "numba", "pykeen")}
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
     return {
         **gpu,
-        "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.processor(),
+        **describe("torch", "numba", "pykeen"),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "load_before": round(os.getloadavg()[0], 2),
-        **packages,
     }
 
 

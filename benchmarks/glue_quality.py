@@ -18,20 +18,19 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 from glue_report import LINES, RESULTS, cell_path, headline, render
+from machine import describe
 
 from croppable.text.glue import TASKS, load_splits
 
@@ -86,11 +85,7 @@ def settings(flags: str) -> dict[str, tuple[str, ...]]:
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
     """Describe where a cell runs."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {"cpu": names[0] if names else platform.machine(), "cores": os.cpu_count(),
-            "threads": args.threads, "torch": version("torch")}  # fmt: skip
+    return {**describe("torch"), "threads": args.threads}
 
 
 def run_cell(args: argparse.Namespace, path: Path, task: str, line: str, seed: int, rate: str) -> None:

@@ -15,7 +15,6 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import random
 import signal
 import sys
@@ -26,6 +25,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from machine import describe
 
 from croppable.state import StateFolder
 
@@ -158,22 +158,6 @@ def measure(kills: int, seed: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """Describe the machine."""
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    return {
-        "cpu": names[0].partition(":")[2].strip() if names else platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
 def main() -> int:
     """Run from the command line; 1 if anything was lost, mixed or different."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -183,7 +167,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # no pool of threads that a fork would not have
     with tempfile.TemporaryDirectory() as folder:
-        result = {"machine": machine(), **measure(arguments.kills, arguments.seed, Path(folder))}
+        result = {"machine": describe("torch"), **measure(arguments.kills, arguments.seed, Path(folder))}
     arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result))
     return int(bool(result["lost"] or result["mixed"] or not result["bit_identical"]))

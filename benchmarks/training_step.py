@@ -16,17 +16,15 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import os
-import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import describe
 from tqdm import tqdm
 
 from croppable.allocator import keep_freed_memory
@@ -51,14 +49,7 @@ SCORES = ("transe-l1", "distmult", "complex", "rotate", "simple")
 
 def machine() -> dict[str, Any]:
     """Describe what the times belong to."""
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    packages = {name: version(name) for name in ("torch", "numba", "pykeen")}
-    return {
-        "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "load_before": round(os.getloadavg()[0], 2),
-        **packages,
-    }
+    return {**describe("torch", "numba", "pykeen"), "threads": torch.get_num_threads()}
 
 
 def our_step(
