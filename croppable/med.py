@@ -1,10 +1,10 @@
 """MED: mutual learning, evolutionary improvement and dynamic loss weights on a leading axis of sizes.
 
-Paper: "Croppable Knowledge Graph Embedding", arXiv 2407.02779 (Eqs. 3-8). Every function takes outputs
-``[K, B, C]`` (K sizes ascending, B examples, C classes or candidates) and knows nothing of models: link
-prediction has candidates in C, classification has classes, regression has C = 1. Functions are
-element-wise; `MED` reduces. A weight of zero switches a mechanism off; with all of them off the
-objective is the plain nested sum (Matryoshka).
+Paper: "Croppable Knowledge Graph Embedding", arXiv 2407.02779 (Eqs. 3-8). It takes outputs ``[K, B, C]`` (K
+sizes ascending, B examples, C classes or candidates) and knows nothing of models: link prediction has
+candidates in C, classification has classes, regression has C = 1. The losses themselves are
+croppable/losses.py. A weight of zero switches a mechanism off; with all of them off the objective is the
+plain nested sum (Matryoshka).
 """
 
 from __future__ import annotations
@@ -13,126 +13,26 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["MED", "dynamic_weights", "example_losses", "kl_divergence", "mutual_huber", "prior_error"]
+from croppable.losses import (
+    Task,
+    dynamic_weights,
+    example_losses,
+    kl_divergence,
+    mutual_huber,
+    prior_error,
+    true_column,
+    true_mask,
+)
 
-Task = Literal["binary", "multiclass", "regression"]
+__all__ = ["MED"]
+
 Mutual = Literal["huber", "huber-sigmoid", "kl"]
 Evolution = Literal["linear", "reciprocal"]
 Teacher = Literal["largest", "ensemble"]
 
 SMALLEST_SIGMOID = 1e-4  # keeps exp(w1 / sigma(s)) finite: the paper's form is singular at sigma = 0
-
-
-def _check_same_shape(a: Tensor, b: Tensor) -> None:
-    if a.shape != b.shape:
-        raise ValueError(f"both arguments must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
-
-
-def mutual_huber(smaller: Tensor, larger: Tensor, delta: float = 1.0, *, sigmoid: bool = False) -> Tensor:
-    """Compute the Huber distance between neighbouring sizes (paper, Eq. 3; gradient to both sides).
-
-    Args:
-        smaller: Outputs of the smaller size, any shape.
-        larger: Outputs of its larger neighbour, the same shape.
-        delta: Where the loss turns from quadratic to linear; 1 in the paper.
-        sigmoid: Compare sigma(s) instead of raw scores, so that the scale of scores, which grows with the
-            size, is not mistaken for a difference in knowledge.
-
-    Returns:
-        The element-wise loss, the same shape.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
-    _check_same_shape(smaller, larger)
-    if sigmoid:
-        smaller, larger = smaller.sigmoid(), larger.sigmoid()
-    return F.huber_loss(smaller, larger, reduction="none", delta=delta)
-
-
-def kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Compute KL(softmax(teacher) || softmax(student)) over the last axis.
-
-    The softmax relative of `mutual_huber`: invariant to a shift of all scores of an example.
-
-    Args:
-        student: Logits ``[..., C]``.
-        teacher: Logits ``[..., C]``; detach them to teach in one direction only.
-
-    Returns:
-        ``[...]``, non-negative.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
-    _check_same_shape(student, teacher)
-    log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
-
-
-def dynamic_weights(sizes: Sequence[int], w3: Tensor, full: int | None = None) -> Tensor:
-    """Compute exp(w3 * d_i / d_n) for every size (paper, Eq. 7).
-
-    Args:
-        sizes: The K sizes, ascending.
-        w3: Scalar. Its gradient through the loss is never negative, so a learnable w3 only falls.
-        full: d_n, the full size; the last of ``sizes`` if omitted.
-
-    Returns:
-        ``[K]``.
-    """
-    full = sizes[-1] if full is None else full
-    fractions = torch.tensor([d / full for d in sizes], dtype=w3.dtype, device=w3.device)
-    return torch.exp(w3 * fractions)
-
-
-def example_losses(outputs_KBC: Tensor, targets_B: Tensor, task: Task) -> Tensor:
-    """Compute the unweighted task loss of every example at every size.
-
-    Binary: softplus(-s) for the true column, softplus(s) for each other, element-wise. Multiclass:
-    cross-entropy. Regression: squared error of the only column.
-
-    Args:
-        outputs_KBC: Scores, logits or predictions.
-        targets_B: Index of the true column (int64), or the real target for regression.
-        task: Which of the three.
-
-    Returns:
-        ``[K, B, C]`` for binary, else ``[K, B]``.
-    """
-    if task == "binary":
-        return F.softplus(torch.where(_true_mask(outputs_KBC, targets_B), -outputs_KBC, outputs_KBC))
-    if task == "multiclass":
-        return outputs_KBC.logsumexp(-1) - _true_column(outputs_KBC, targets_B)
-    return (outputs_KBC.squeeze(-1) - targets_B) ** 2
-
-
-def prior_error(outputs_KBC: Tensor, targets_B: Tensor, task: Task) -> Tensor:
-    """Compute how wrong each size is on each example, in [0, 1], without gradient.
-
-    Binary: 1 - sigma(s) for the true column and sigma(s) for the others. Multiclass: 1 - p(true).
-    Regression: 1 - exp(-squared error).
-
-    Returns:
-        The shape of `example_losses`.
-    """
-    outputs = outputs_KBC.detach()
-    if task == "binary":
-        return torch.where(_true_mask(outputs, targets_B), -outputs, outputs).sigmoid()
-    return -torch.expm1(-example_losses(outputs, targets_B, task))
-
-
-def _true_mask(outputs_KBC: Tensor, targets_B: Tensor) -> Tensor:
-    columns = torch.arange(outputs_KBC.shape[-1], device=outputs_KBC.device)
-    return columns == targets_B[:, None]
-
-
-def _true_column(outputs_KBC: Tensor, targets_B: Tensor) -> Tensor:
-    index = targets_B.expand(outputs_KBC.shape[0], -1).unsqueeze(-1)
-    return outputs_KBC.gather(-1, index).squeeze(-1)
 
 
 class MED(nn.Module):
@@ -159,7 +59,7 @@ class MED(nn.Module):
             as in the paper, with sigma inside because scores may be negative.
         adversarial: Temperature of self-adversarial negative weights (RotatE, arXiv 1902.10197, Eq. 5),
             normalised per query; 0 is off.
-        distill: Weight of in-place distillation; 0 is off.
+        distill: Weight of in-place distillation; 0 is off. Several: the weight of every size as a student.
         teacher: Who teaches there, detached: the "largest" size all others, or the "ensemble" of all sizes,
             the softmax of their mean log-probabilities (Lan et al., arXiv 1806.04606, with equal gates),
             every one of them.
@@ -186,7 +86,7 @@ class MED(nn.Module):
         learnable: bool = False,
         evolution_form: Evolution = "linear",
         adversarial: float = 0.0,
-        distill: float = 0.0,
+        distill: float | Sequence[float] = 0.0,
         teacher: Teacher = "largest",
         size_weights: Sequence[float] | None = None,
         reduction: Literal["mean", "sum"] = "mean",
@@ -199,13 +99,13 @@ class MED(nn.Module):
         _check_option("reduction", reduction, ("mean", "sum"))
         _check_option("mutual_reduction", mutual_reduction, ("mean", "sum"))
         self.sizes = tuple(sizes)
-        weights = (1.0,) * len(self.sizes) if size_weights is None else tuple(size_weights)
-        if len(weights) != len(self.sizes):
-            raise ValueError(f"size_weights must have one value per size, got {weights} for {self.sizes}")
-        self.size_weights = dict(zip(self.sizes, weights, strict=True))
+        weights = (1.0,) * len(self.sizes) if size_weights is None else size_weights
+        self.size_weights = _of_sizes("size_weights", weights, sizes)
         self.task, self.mutual, self.mutual_form = task, mutual, mutual_form
         self.mutual_reduction, self.teach_down = mutual_reduction, teach_down
         self.evolution_form, self.adversarial, self.distill = evolution_form, adversarial, distill
+        students = (distill,) * len(self.sizes) if isinstance(distill, int | float) else distill
+        self.student_weights = _of_sizes("distill", students, sizes)
         self.teacher, self.reduction = teacher, reduction
         self.w1, self.w2, self.w3 = (nn.Parameter(torch.tensor(float(w)), learnable) for w in (w1, w2, w3))
         self.w2.requires_grad_(learnable and task == "binary")  # data parallelism wants no idle parameter
@@ -234,7 +134,8 @@ class MED(nn.Module):
         self._check_shapes(outputs_KBC.shape, targets_B.shape, sizes)
         outputs = outputs_KBC.float()
         improvement = self._improvement(outputs, targets_B)
-        return self.reduce(improvement, self._mutual(outputs, sizes), self._distillation(outputs), sizes)
+        distilled = self._distillation(outputs, sizes)
+        return self.reduce(improvement, self._mutual(outputs, sizes), distilled, sizes)
 
     def reduce(
         self, improvement_K: Tensor, mutual: Tensor, distill: Tensor, sizes: Sequence[int] | None = None
@@ -270,6 +171,11 @@ class MED(nn.Module):
         if targets != outputs[1:2]:
             raise ValueError(f"targets must be [B={outputs[1]}], one per example, got {tuple(targets)}")
 
+    @property
+    def distills(self) -> bool:
+        """Whether any size is taught."""
+        return any(self.student_weights.values())
+
     def extra_repr(self) -> str:
         """Show the switches."""
         return f"sizes={self.sizes}, task={self.task}, mutual={self.mutual}, distill={self.distill}"
@@ -299,18 +205,18 @@ class MED(nn.Module):
         sizes, batch, columns = outputs.shape
         errors = prior_error(outputs, targets, self.task)
         errors = torch.cat([torch.zeros_like(errors[:1]), errors[:-1]])  # size 1 has nobody before it
-        positive_error = _true_column(errors, targets)
+        positive_error = true_column(errors, targets)
         if self.evolution_form == "reciprocal":
             truth = (1 - positive_error).clamp_min(SMALLEST_SIGMOID)
             positive = (self.w1 / truth).softmax(-1)
         else:
             positive = (self.w1 * positive_error).softmax(-1)
-        logits = (self.w2 * errors).masked_fill(_true_mask(outputs, targets), -torch.inf)
+        logits = (self.w2 * errors).masked_fill(true_mask(outputs, targets), -torch.inf)
         if self.adversarial:
             negative = (logits + self.adversarial * outputs.detach()).softmax(-1) / batch
         else:
             negative = logits.reshape(sizes, -1).softmax(-1).reshape(sizes, batch, columns)
-        return (positive * _true_column(losses, targets)).sum(-1) + (negative * losses).sum((-1, -2))
+        return (positive * true_column(losses, targets)).sum(-1) + (negative * losses).sum((-1, -2))
 
     def _mutual(self, outputs: Tensor, sizes: Sequence[int]) -> Tensor:
         if not self.mutual or len(sizes) < 2:
@@ -324,14 +230,22 @@ class MED(nn.Module):
         total = losses.sum() if self.mutual_reduction == "sum" else losses.flatten(1).mean(1).sum()
         return self.mutual * total
 
-    def _distillation(self, outputs: Tensor) -> Tensor:
-        if not self.distill or len(outputs) < 2:
+    def _distillation(self, outputs: Tensor, sizes: Sequence[int]) -> Tensor:
+        if not self.distills or len(outputs) < 2:
             return outputs.new_zeros(())
         if self.teacher == "ensemble":
-            return self.distill * self._from_all(outputs).mean(1).sum()
-        students, knowledge = outputs[:-1], outputs[-1:].detach().expand_as(outputs[:-1])
-        distance = mutual_huber if self.task == "regression" else kl_divergence
-        return self.distill * distance(students, knowledge).flatten(1).mean(1).sum()
+            distances = self._from_all(outputs).mean(1)
+        else:
+            students, knowledge = outputs[:-1], outputs[-1:].detach().expand_as(outputs[:-1])
+            distance = mutual_huber if self.task == "regression" else kl_divergence
+            distances = distance(students, knowledge).flatten(1).mean(1)
+        return self.distillation(distances, sizes)
+
+    def distillation(self, distances: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+        """Weigh the distances of students to their teacher, ``[K]`` or of all but the largest, and add up."""
+        sizes = self.sizes if sizes is None else sizes
+        weights = [self.student_weights[size] for size in sizes[: len(distances)]]
+        return (distances.new_tensor(weights) * distances).sum()
 
     def _from_all(self, outputs: Tensor) -> Tensor:
         """Distance of every size to the mean of all, ``[K, B]``."""
@@ -341,6 +255,12 @@ class MED(nn.Module):
         log_p = outputs.detach().log_softmax(-1).mean(0).log_softmax(-1)
         p = log_p.exp()
         return (p * log_p).sum(-1) - torch.einsum("bc,kbc->kb", p, outputs) + outputs.logsumexp(-1)
+
+
+def _of_sizes(name: str, values: Sequence[float], sizes: Sequence[int]) -> dict[int, float]:
+    if len(values) != len(sizes):
+        raise ValueError(f"{name} must have one value per size, got {tuple(values)} for {tuple(sizes)}")
+    return dict(zip(sizes, values, strict=True))
 
 
 def _check_option(name: str, value: str, allowed: Sequence[str]) -> None:

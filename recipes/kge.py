@@ -59,6 +59,7 @@ def build_step(config: Config, task: Task, sizes: tuple[int, ...]) -> LinkPredic
         init_scale=config.init_scale,
     )
     med = config.objective == "med"
+    trunk = config.trunk or sizes[-1]  # branches learn from labels alone
     objective = MED(
         sizes,
         task="multiclass" if config.loss == "softmax" else "binary",
@@ -72,14 +73,14 @@ def build_step(config: Config, task: Task, sizes: tuple[int, ...]) -> LinkPredic
         learnable=config.learnable_weights and med,
         evolution_form=config.evolution_form,
         adversarial=config.adversarial_temperature,
-        distill=config.distill if med else 0.0,
+        distill=[config.distill * (size <= trunk) for size in sizes] if med else 0.0,
         teacher=config.distill_from,
         reduction=config.reduction,
     )
     n3 = [config.n3_sizes[config.sizes.index(size)] for size in sizes] if config.n3_sizes else config.n3
     return LinkPrediction(
         model, objective, n3=n3, n3_balance=config.n3_balance, reach=config.reach,
-        compiled=config.compile,
+        trunk=config.trunk or None, compiled=config.compile,
     )  # fmt: skip
 
 

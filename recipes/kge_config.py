@@ -112,6 +112,9 @@ class Config:
     reach: float = flag(
         1.0, "Factor on the gradient of a size per segment that it goes down; 1: the plain sum (docs/med.md)."
     )
+    trunk: int = flag(
+        0, "Largest size trained as a nested one; segments above are models of their own (docs/med.md)."
+    )
     # sampling
     negatives: str = flag(
         "all", "uniform per query, pools shared by queries, or every entity.", ("uniform", "shared", "all")
@@ -167,6 +170,17 @@ def contradictions(config: Config) -> list[str]:
         wrong.append(f"--sizes must be positive and strictly increasing, got {config.sizes}")
     if config.n3_sizes and len(config.n3_sizes) != len(config.sizes):
         wrong.append(f"--n3_sizes must have one weight for each of {config.sizes}, got {config.n3_sizes}")
+    if config.trunk and not (
+        config.trunk in config.sizes[:-1]
+        and config.relations == "own"
+        and SCORES[config.model].product
+        and config.objective in ("nested", "med")
+    ):
+        wrong.append(
+            f"--trunk must be one of the sizes but the last, with --relations own, a product for --model and "
+            f"--objective med or nested: got {config.trunk} of {config.sizes}, {config.relations}, "
+            f"{config.model}, {config.objective}"
+        )
     if config.data_dir and config.dataset_name:
         wrong.append("give --data_dir or --dataset_name, not both")
     try:

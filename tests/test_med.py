@@ -147,6 +147,22 @@ def test_an_ensemble_of_all_sizes_teaches_every_one_of_them() -> None:
     torch.testing.assert_close(scores.grad[:, 0, 0], torch.tensor([2 * (0.5 - 0.75), 2 * (0.9 - 0.75)]))
 
 
+def test_every_size_may_be_taught_with_a_weight_of_its_own() -> None:
+    scores = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    options: dict[str, Any] = {**OFF, "teacher": "ensemble", "reduction": "sum"}
+    each = [MED((1, 5, 10), **options, distill=[float(k == i) for k in range(3)]) for i in range(3)]
+    parts = [one.terms(scores, torch.zeros(4, dtype=torch.int64))["distill"] for one in each]
+    weighted = MED((1, 5, 10), **options, distill=(3.0, 2.0, 0.0))
+    terms = weighted.terms(scores, torch.zeros(4, dtype=torch.int64))
+    torch.testing.assert_close(terms["distill"], 3 * parts[0] + 2 * parts[1])
+    terms["distill"].backward()
+    assert scores.grad is not None
+    assert scores.grad.flatten(1).any(1).tolist() == [True, True, False]
+    assert not MED((1, 5), **OFF, distill=(0.0, 0.0)).distills
+    with pytest.raises(ValueError, match=r"distill must have one value per size, got \(1.0,\) for \(1, 5\)"):
+        MED((1, 5), distill=(1.0,))
+
+
 def test_an_ensemble_of_regressions_is_their_mean() -> None:
     outputs = torch.tensor([[[1.0], [2.0]], [[1.5], [6.0]]])  # means 1.25 and 4
     options: dict[str, Any] = {**OFF, "distill": 1.0, "teacher": "ensemble", "reduction": "sum"}

@@ -24,7 +24,7 @@ from torch import Tensor
 from croppable.core import copy_mode, fill, named_tensors, validate_sizes
 from croppable.kge.model import KGEModel
 from croppable.kge.scores import SCORES, Side
-from croppable.med import example_losses
+from croppable.losses import example_losses
 
 __all__ = ["extract", "loss_contribution", "magnitude", "reordered", "rotated"]
 

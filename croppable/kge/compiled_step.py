@@ -30,7 +30,7 @@ def supports(score: Score, entity: Tensor, objective: MED) -> bool:
         and entity.dtype == torch.float32
         and objective.task == "binary"
         and not (objective.mutual and objective.mutual_form == "kl")
-        and not objective.distill
+        and not objective.distills
         and abs(float(objective.w2.detach())) <= STEEPEST
     )
 

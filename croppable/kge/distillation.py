@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from croppable.kge.baselines import extract
 from croppable.kge.model import KGEModel
 from croppable.kge.objective import LinkPrediction
-from croppable.med import MED, Mutual, Task, example_losses, kl_divergence, mutual_huber
+from croppable.losses import Task, example_losses, kl_divergence, mutual_huber
+from croppable.med import MED, Mutual
 
 __all__ = ["DistilledLinkPrediction", "SoftLabelWeights", "soft_losses"]
 

@@ -225,7 +225,7 @@ class KGEModel(nn.Module):
         if size is None or size == self.size:
             return rows
         parts = (self.function.entity_parts, self.function.relation_parts, self.function.entity_parts)
-        return tuple(_first(some, size, p) for some, p in zip(rows, parts, strict=True))  # type: ignore[return-value]
+        return tuple(_span(some, 0, size, p) for some, p in zip(rows, parts, strict=True))  # type: ignore[return-value]
 
     def relation_rows(self, relation: Tensor, side: Side | Tensor) -> Tensor:
         """Return the rows of relations as they are asked from a side; see `lookup`."""
@@ -262,14 +262,16 @@ class KGEModel(nn.Module):
         *,
         side: Side | Tensor,
         reach: float = 1.0,
+        trunk: int | None = None,
     ) -> Tensor:
         """Score rows from `lookup` at ``sizes``, ``[K, B, N]``; separate so that it can be compiled alone.
 
         ``reach`` multiplies the gradient of a size once for every segment that it goes down (`damped`).
+        Sizes above ``trunk`` are scored with their last segment alone.
         """
         form, rows = self.form(side), (anchor_rows, relation_rows, candidate_rows)
         if self.relations == "own" or reach != 1:
-            each = (self.rows_at(size, *rows, reach) for size in sizes)
+            each = (self.rows_at(size, *rows, reach, trunk) for size in sizes)
             raw = torch.stack(
                 [scores_at(self.function, s, *some, form) for s, some in zip(sizes, each, strict=True)]
             )
@@ -281,23 +283,34 @@ class KGEModel(nn.Module):
         return raw * scale[:, None, None] + shift[:, None, None]
 
     def rows_at(
-        self, size: int, anchor: Tensor, relation: Tensor, candidates: Tensor, reach: float = 1.0
+        self,
+        size: int,
+        anchor: Tensor,
+        relation: Tensor,
+        candidates: Tensor,
+        reach: float = 1.0,
+        trunk: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Take rows from `lookup` at one of ``sizes``, the gradient of those that sizes share `damped`."""
+        """Take rows from `lookup` at one of ``sizes``, the gradient of those that sizes share `damped`.
+
+        Above ``trunk`` they are those of the last segment alone.
+        """
         place, function = self.sizes.index(size), self.function
-        anchor, candidates = (_first(x, size, function.entity_parts) for x in (anchor, candidates))
+        alone = trunk is not None and size > trunk
+        start = self.sizes[place - 1] if alone else 0
+        anchor, candidates = (_span(x, start, size, function.entity_parts) for x in (anchor, candidates))
         own = self.relations == "own"
-        relation = _first(relation[place] if own else relation, size, function.relation_parts)
-        if reach != 1:
+        relation = _span(relation[place] if own else relation, start, size, function.relation_parts)
+        if reach != 1 and not alone:
             cuts = self.sizes[: place + 1]
             anchor, candidates = (damped(x, cuts, reach, function.entity_parts) for x in (anchor, candidates))
             relation = relation if own else damped(relation, cuts, reach, function.relation_parts)
         return anchor, relation, candidates
 
 
-def _first(rows: Tensor, size: int, parts: int) -> Tensor:
-    """Take the leading dims of rows ``[..., d(, p)]``."""
-    return rows[..., :size] if parts == 1 else rows[..., :size, :]
+def _span(rows: Tensor, start: int, size: int, parts: int) -> Tensor:
+    """Take the dims from ``start`` up to ``size`` of rows ``[..., d(, p)]``."""
+    return rows[..., start:size] if parts == 1 else rows[..., start:size, :]
 
 
 def _rows(table: Tensor, ids: Tensor) -> Tensor:

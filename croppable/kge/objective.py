@@ -17,32 +17,17 @@ from croppable.compiling import compile_or_not, import_kernels
 from croppable.core import Nested
 from croppable.kge import streaming
 from croppable.kge.model import KGEModel
+from croppable.kge.n3 import n3_weights, segment_n3
 from croppable.kge.sampling import runs_of_pools
 from croppable.kge.scores import Side
 from croppable.med import MED
 
-__all__ = ["LinkPrediction", "segment_n3"]
+__all__ = ["LinkPrediction"]
 
 Compiled = Literal["none", "loss", "auto"]
 
 FEW_SCORES = 2**24  # 64 MB, at one size: then scoring once and keeping all is a fifth faster than in tiles
 MASKED = -1e4  # score of a negative that is the answer itself: probability zero, and still finite
-
-
-def segment_n3(rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Sum cubed moduli per segment, averaged over rows: N3 (Lacroix et al., arXiv 1806.07297, Eq. 4).
-
-    Args:
-        rows: ``[B, D]``, or ``[B, D, P]`` where the modulus of a dim is over its parts.
-        sizes: Ascending; segment k is the dims from size k-1 up to size k.
-
-    Returns:
-        ``[K]``.
-    """
-    cubes = (rows**2).sum(-1).clamp_min(1e-30) ** 1.5 if rows.ndim == 3 else rows.abs() ** 3
-    per_dim = cubes.mean(0)
-    widths = [b - a for a, b in zip((0, *sizes), sizes, strict=False)]
-    return torch.stack([part.sum() for part in torch.split(per_dim, widths)])
 
 
 class LinkPrediction(nn.Module):
@@ -60,6 +45,10 @@ class LinkPrediction(nn.Module):
             ``reach`` one power of the share is replaced by what then reaches the segment.
         reach: Factor on the gradient of a size per segment that it goes down (`damped`); 1 is the plain
             sum. Below 1 every size is scored by itself, which costs the sum of the sizes.
+        trunk: The largest size that is trained as a nested one, for a product with relations of each size's
+            own. Every segment above is a branch, a model by itself: its loss is the one of its size, and the
+            score of such a size is the mean of trunk and branches by dims, which `join` writes into its
+            relations (docs/med.md). None: all sizes.
         compiled: "loss": ``torch.compile`` fuses scores and losses after the gather; without a C++ compiler
             this warns once and runs as "none". "auto": against all entities, tile by tile
             (croppable/kge/streaming.py); against negatives on the CPU, kernels that read the table's rows
@@ -69,7 +58,8 @@ class LinkPrediction(nn.Module):
             it (Adagrad, SparseAdam); where `makes_sparse` (croppable/kge/optimizing.py decides).
 
     Raises:
-        ValueError: If ``compiled`` is unknown or ``reach`` is not from 0 to 1.
+        ValueError: If ``compiled`` is unknown, ``reach`` is not from 0 to 1, or the model cannot have this
+            ``trunk``.
     """
 
     def __init__(
@@ -80,6 +70,7 @@ class LinkPrediction(nn.Module):
         n3: float | Sequence[float] = 0.0,
         n3_balance: float = 2.0,
         reach: float = 1.0,
+        trunk: int | None = None,
         compiled: Compiled = "none",
         sparse: bool = False,
     ) -> None:
@@ -92,7 +83,9 @@ class LinkPrediction(nn.Module):
             raise ValueError(f"reach must be from 0 to 1, got {reach}")
         if not isinstance(n3, int | float) and len(n3) != len(model.sizes):
             raise ValueError(f"n3 must be one weight or one per size, got {tuple(n3)} for {model.sizes}")
-        self.n3, self.n3_balance, self.reach = n3, n3_balance, reach
+        if trunk is not None:
+            _check_trunk(trunk, model)
+        self.n3, self.n3_balance, self.reach, self.trunk = n3, n3_balance, reach, trunk
         self.compiled: Compiled = compiled
         self.sparse = sparse
         self._compiled_loss: Callable[..., dict[str, Tensor]] | None = None
@@ -103,6 +96,25 @@ class LinkPrediction(nn.Module):
         model = self.nested.model
         assert isinstance(model, KGEModel)
         return model
+
+    @torch.no_grad()
+    def join(self) -> None:
+        """Write the relations with which sizes above the trunk read the dims of trunk and branches below.
+
+        Size k reads its own branch as it is trained and a part of w dims below with the relations that this
+        part was trained with, times w over the dims of its branch: by dims, the mean of the parts' scores,
+        which no other size changes. To be called after every step of an optimizer; those of `make_optimizer`
+        (croppable/kge/optimizing.py) do.
+        """
+        if self.trunk is None:
+            return
+        table, sizes = self.model.relation, self.model.sizes
+        first = sizes.index(self.trunk)
+        ends = sizes[first:]  # of the parts; the trunk is the first
+        for place in range(first + 1, len(sizes)):
+            width = sizes[place] - sizes[place - 1]
+            for part, (start, end) in enumerate(zip((0, *ends), ends[: place - first], strict=False)):
+                table[place, :, start:end] = table[first + part, :, start:end] * ((end - start) / width)
 
     @property
     def sums(self) -> bool:
@@ -196,7 +208,7 @@ class LinkPrediction(nn.Module):
         side: Side | Tensor,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
         sizes = self.nested.sizes
-        score = partial(self.model.score_rows, sizes, side=side, reach=self.reach)
+        score = partial(self.model.score_rows, sizes, side=side, reach=self.reach, trunk=self.trunk)
         if shared is not None and shared.ndim == 2:
             scores, shared = self._against_pools(score, anchor, relation, candidates, shared)
         else:
@@ -233,7 +245,8 @@ class LinkPrediction(nn.Module):
         if not self.n3:
             return losses
         sizes = self.nested.sizes
-        of_entities, of_own = (w.to(anchor) for w in self._n3_weights())
+        weights = n3_weights(self.n3, sizes, balance=self.n3_balance, reach=self.reach, trunk=self.trunk)
+        of_entities, of_own = (w.to(anchor) for w in weights)
         entities = of_entities * (segment_n3(anchor, sizes) + segment_n3(answer, sizes))
         if self.model.relations == "shared":
             relations = of_entities * segment_n3(relation, sizes)
@@ -241,20 +254,6 @@ class LinkPrediction(nn.Module):
             relations = of_own * torch.stack([segment_n3(each, sizes) for each in relation])
         penalty = entities.sum() + relations.sum()
         return {**losses, "n3": penalty, "loss": losses["loss"] + penalty}
-
-    def _n3_weights(self) -> tuple[Tensor, Tensor]:
-        """Return weights of the segments of rows that sizes share ``[K]``, and of each size's own ``[K, K]``.
-
-        A segment of shared rows has the penalties of all sizes that reach it, as far as their gradients do.
-        """
-        count = len(self.nested.sizes)
-        place = torch.arange(count)
-        down = (self.reach ** (place[:, None] - place).clamp_min(0)).tril()  # of size i into segment k
-        if isinstance(self.n3, int | float):
-            weights = self.n3 * ((count - place) / count) ** (self.n3_balance - 1)  # by segment
-        else:
-            weights = torch.tensor(self.n3)[:, None]  # by size
-        return (weights * down).sum(0) / count, weights.expand(count, count).tril() / count
 
     def _streamed(
         self, anchor: Tensor, relation: Tensor, target: Tensor, side: Side | Tensor
@@ -278,17 +277,17 @@ class LinkPrediction(nn.Module):
     ) -> dict[str, Tensor] | None:
         """As `_streamed` where sizes share no sums, size after size: for losses without neighbours."""
         model, objective, sizes = self.model, self.objective, self.nested.sizes
-        apart = not (objective.mutual or objective.distill)
+        apart = not (objective.mutual or objective.distills)
         if not (apart and streaming.supports(model.function, objective)):
             return None
         rows = model.lookup(torch.cat([anchor, target]), relation, None, side)
         own, relation_rows, answers = rows[0][: len(anchor)], rows[1], rows[0][len(anchor) :]
         losses = []
         for size, *calibration in zip(sizes, *model.calibrate(sizes), strict=True):
-            some, asked, table = model.rows_at(size, own, relation_rows, model.entity, self.reach)
+            some, asked, table = model.rows_at(size, own, relation_rows, model.entity, self.reach, self.trunk)
             query = model.function.query(some, asked, model.form(side))
             found = streaming.streamed_softmax(
-                model.function, (size,), query, table, target, *(c[None] for c in calibration)
+                model.function, (table.shape[1],), query, table, target, *(c[None] for c in calibration)
             )
             losses.append(found.log_sum[0] - found.own[0])
         zero = own.new_zeros(())
@@ -321,3 +320,14 @@ class LinkPrediction(nn.Module):
             return losses
         own, answers = model.lookup(torch.cat([anchor, target]), relation, None, side)[0].chunk(2)
         return self.penalised(losses, own, relation_rows, answers)
+
+
+def _check_trunk(trunk: int, model: KGEModel) -> None:
+    """Raise ValueError where `LinkPrediction` cannot train a model with this trunk."""
+    if trunk not in model.sizes[:-1]:
+        raise ValueError(f"trunk must be one of the sizes but the last, {model.sizes}, got {trunk}")
+    if model.relations != "own" or not model.function.product:
+        raise ValueError(
+            "a trunk needs a product (ComplEx, DistMult, SimplE) with relations='own', for larger sizes read "
+            f"the dims below in their own way: got {model.score!r} with relations={model.relations!r}"
+        )

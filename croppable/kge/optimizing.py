@@ -113,6 +113,8 @@ def make_optimizer(
 ) -> Optimizer:
     """Make an optimizer of the step's trainable parameters, and set ``step.sparse`` to what it takes.
 
+    Where the step has a trunk, every step of the optimizer ends with `LinkPrediction.join`.
+
     Args:
         step: The training step.
         kind: "adam" (fused) or "adagrad" (fused on CPUs where the gradient is dense).
@@ -136,10 +138,13 @@ def make_optimizer(
         sparse = kind == "adagrad" and few and step.makes_sparse
     step.sparse = sparse
     parameters = [p for p in step.parameters() if p.requires_grad]
+    optimizer: Optimizer
     if kind == "adam":
-        return Adam(parameters, lr=learning_rate, fused=True)
-    return (
-        RowAdagrad(parameters, lr=learning_rate)
-        if sparse
-        else Adagrad(parameters, lr=learning_rate, fused=step.model.entity.device.type == "cpu")
-    )
+        optimizer = Adam(parameters, lr=learning_rate, fused=True)
+    elif sparse:
+        optimizer = RowAdagrad(parameters, lr=learning_rate)
+    else:
+        optimizer = Adagrad(parameters, lr=learning_rate, fused=step.model.entity.device.type == "cpu")
+    if step.trunk is not None:
+        optimizer.register_step_post_hook(lambda *_: step.join())
+    return optimizer

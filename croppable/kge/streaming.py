@@ -58,7 +58,7 @@ class Softmax(NamedTuple):
 def supports(score: Score, objective: MED) -> bool:
     """Whether `softmax_losses` computes the objective of that score."""
     neighbours = not objective.mutual or objective.mutual_form == "kl"
-    teachers = not objective.distill or objective.teacher == "largest"
+    teachers = not objective.distills or objective.teacher == "largest"
     return score.additive and objective.task == "multiclass" and neighbours and teachers
 
 
@@ -88,7 +88,7 @@ def softmax_losses(
     neighbours = bool(objective.mutual) and len(objective.sizes) > 1
     found = streamed_softmax(
         score, objective.sizes, query, table, target, scale, shift,
-        neighbours=neighbours, last=bool(objective.distill), teach_down=objective.teach_down,
+        neighbours=neighbours, last=objective.distills, teach_down=objective.teach_down,
     )  # fmt: skip
     losses = found.log_sum - found.own
     zero = losses.new_zeros(())
@@ -100,10 +100,10 @@ def softmax_losses(
         divergence = teacher_mean - teacher_sum - found.below + found.log_sum[:-1]
         total = divergence.sum() if objective.mutual_reduction == "sum" else divergence.mean(1).sum()
         mutual = objective.mutual * total
-    if objective.distill and len(objective.sizes) > 1:
+    if objective.distills and len(objective.sizes) > 1:
         teacher = (found.mean[-1] - found.log_sum[-1]).detach()
         divergence = teacher - found.under_last[:-1] + found.log_sum[:-1]
-        distill = objective.distill * divergence.mean(1).sum()
+        distill = objective.distillation(divergence.mean(1))
     return objective.reduce(objective.improve(losses), mutual, distill)
 
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from croppable.core import Nested
-from croppable.med import MED, kl_divergence
+from croppable.losses import kl_divergence
+from croppable.med import MED
 
 __all__ = ["FineTuning", "Schedule", "hidden_losses", "teacher_losses"]
 

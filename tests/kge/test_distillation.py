@@ -13,7 +13,8 @@ from croppable.core import named_tensors
 from croppable.kge.baselines import extract
 from croppable.kge.distillation import DistilledLinkPrediction, SoftLabelWeights, soft_losses
 from croppable.kge.model import KGEModel
-from croppable.kge.objective import LinkPrediction, segment_n3
+from croppable.kge.n3 import segment_n3
+from croppable.kge.objective import LinkPrediction
 from croppable.med import MED
 
 ANCHOR, RELATION, TARGET = torch.tensor([0, 5, 2]), torch.tensor([0, 2, 1]), torch.tensor([4, 1, 3])

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from croppable.core import crop
 from croppable.kge.model import KGEModel
-from croppable.kge.objective import LinkPrediction, segment_n3
+from croppable.kge.n3 import segment_n3
+from croppable.kge.objective import LinkPrediction
 from croppable.med import MED
 
 SIZES = (2, 4, 8)

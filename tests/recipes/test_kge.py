@@ -156,9 +156,10 @@ def test_training_learns(run: Run, overall: Overall, tmp_path: Path) -> None:
         {"model": "simple", "early_stopping_patience": 1, "mixed_precision": "bf16"},
         {"relations": "own", "reach": 0.25, "mutual": 0, "w1": 0, "w3": 0},
         {"model": "rotate", "loss": "bce", "negatives": "uniform", "relations": "own", "n3": 0},
+        {"relations": "own", "trunk": 4, "mutual": 0, "w1": 0, "distill": 1, "distill_from": "ensemble"},
     ],
     ids=["nested", "rotate-uniform-adam", "transe-shared-paper", "pairre-filtered", "simple-bf16",
-         "own-reach", "rotate-own"],
+         "own-reach", "rotate-own", "trunk"],
 )  # fmt: skip
 def test_every_kind_of_training_runs_to_its_end(
     run: Run, overall: Overall, tmp_path: Path, settings: dict[str, Any]

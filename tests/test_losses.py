@@ -9,7 +9,15 @@ import torch
 from med_scores import FIRST, LN2, LN3, LN4, LN4_3, SCORES
 from torch import Tensor
 
-from croppable.med import dynamic_weights, example_losses, kl_divergence, mutual_huber, prior_error
+from croppable.losses import (
+    dynamic_weights,
+    example_losses,
+    kl_divergence,
+    mutual_huber,
+    prior_error,
+    true_column,
+    true_mask,
+)
 
 
 def test_huber_is_quadratic_up_to_one_and_linear_beyond() -> None:
@@ -70,3 +78,12 @@ def test_losses_and_errors_of_regression() -> None:
     errors = prior_error(outputs, targets, "regression")
     torch.testing.assert_close(errors, torch.tensor([[0.0, 1 - exp(-4)]]))
     assert not errors.requires_grad
+
+
+def test_the_true_column_is_marked_and_taken_at_every_size() -> None:
+    targets = torch.tensor([1, 0])
+    assert true_mask(SCORES, targets).tolist() == [[False, True], [True, False]]
+    assert true_column(SCORES, targets).tolist() == [
+        [SCORES[0, 0, 1], 0.0],
+        [SCORES[1, 0, 1], SCORES[1, 1, 0]],
+    ]

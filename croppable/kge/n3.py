@@ -1,0 +1,56 @@
+"""The nuclear 3-norm of embedding rows, segment by segment (Lacroix et al., arXiv 1806.07297, Eq. 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["n3_weights", "segment_n3"]
+
+
+def segment_n3(rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Sum cubed moduli per segment, averaged over rows.
+
+    Args:
+        rows: ``[B, D]``, or ``[B, D, P]`` where the modulus of a dim is over its parts.
+        sizes: Ascending; segment k is the dims from size k-1 up to size k.
+
+    Returns:
+        ``[K]``.
+    """
+    cubes = (rows**2).sum(-1).clamp_min(1e-30) ** 1.5 if rows.ndim == 3 else rows.abs() ** 3
+    per_dim = cubes.mean(0)
+    widths = [b - a for a, b in zip((0, *sizes), sizes, strict=False)]
+    return torch.stack([part.sum() for part in torch.split(per_dim, widths)])
+
+
+def n3_weights(
+    n3: float | Sequence[float],
+    sizes: Sequence[int],
+    *,
+    balance: float,
+    reach: float = 1.0,
+    trunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compute what the N3 of a segment is weighed by; see `LinkPrediction` for the arguments.
+
+    A segment of shared rows has the penalties of all sizes whose loss reads it, as far as their gradients
+    reach.
+
+    Returns:
+        Weights of the segments of rows that sizes share ``[K]``, and of each size's own ``[K, K]``.
+    """
+    count = len(sizes)
+    place = torch.arange(count)
+    reads = torch.ones(count, count).tril()  # of size i, segment k
+    if trunk is not None:
+        branches = list(sizes).index(trunk) + 1
+        reads[branches:] = torch.eye(count)[branches:]
+    down = reads * reach ** (place[:, None] - place).clamp_min(0)
+    if isinstance(n3, int | float):
+        weights = n3 * ((count - place) / count) ** (balance - 1)  # by segment
+    else:
+        weights = torch.tensor(n3)[:, None]  # by size
+    return (weights * down).sum(0) / count, weights * reads / count
