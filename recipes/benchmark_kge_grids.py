@@ -20,6 +20,7 @@ NAMES = {
     "med": "MED, our settings",
     "ours": "relations of their own per size, reach 1/4",
     "together": "relations of their own, taught by all sizes together",
+    "trunk": "the same up to 80 dims, a branch above",
     "taught": "the same, taught by the full model of separate training",
 }
 # Found on the validation split of CoDEx-S (docs/med.md).
@@ -29,7 +30,12 @@ EVOLVED = ("--w1", "1", "--w2", "1")
 CUTS = ("ext", "ext-l", "ext-v", "pca")  # of a full model, without training
 STUDENTS = ("bkd", "ta", "dualde")  # one trained student per size
 PER_SIZE = ("separate", *STUDENTS)  # a run of their own for every size: each size may have its own settings
-RUN_AS = {"ours": "nested", "taught": "nested", "together": "med"}  # objective of recipes/kge.py
+RUN_AS = {
+    "ours": "nested",
+    "taught": "nested",
+    "together": "med",
+    "trunk": "med",
+}  # objective of recipes/kge.py
 DOUBLING = ("10", "20", "40", "80", "160", "320", "640")
 
 
@@ -146,8 +152,12 @@ def tuned_grid() -> Grid:
         *(line(objective, *common, *decay, name=f"{objective}{suffix}", title=f"{NAMES[objective]}{title}")
           for objective in ("nested", "med")
           for suffix, title, decay in (("", "", ()), ("-linear", ", linear decay", linear))),
-        line("together", "--preset", "codex-s-complex-together", "--eval_epochs", "2",
+        line("together", "--preset", "codex-s-complex-together", "--eval_epochs", "2", "--trunk", "0",
+             "--reach", "0.25", "--size_weights", "1", "1", "1", "1", "1",
+             "--n3_sizes", "0.04", "0.03", "0.01", "0.006", "0.004",
              title=f"{NAMES['together']}, linear decay"),
+        line("trunk", "--preset", "codex-s-complex-together", "--eval_epochs", "2",
+             title=f"{NAMES['trunk']}, linear decay"),
     )  # fmt: skip
     return Grid(name="codex-s-tuned", title="codex-s, ComplEx, rate and N3 tuned", graph="codex-s",
                 lines=lines, seeds=(0, 1))  # fmt: skip

@@ -12,10 +12,12 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmark_kge_grids import CUTS, GRIDS, NAMES, PER_SIZE, Line
+from kge_config import Config
 from study_kge_grids import STUDY_GRIDS
 
 from croppable.report import plot_lines
@@ -27,6 +29,7 @@ MARKS = ("<!-- summary: written by the renderer -->", "<!-- end of summary -->")
 NOT_SETTINGS = {"objective", "seed", "preset", "teacher", "compile", "eval_split"}
 COST = ("num_train_epochs", "per_device_train_batch_size", "loss", "negatives", "num_negatives", "optimizer",
         "learning_rate", "lr_scheduler_type", "early_stopping_patience", "n3")  # fmt: skip
+DEFAULTS = asdict(Config())
 Result = Mapping[str, Any]
 
 
@@ -185,8 +188,9 @@ def budget(by_line: Mapping[str, Sequence[Result]]) -> list[str]:
             text.append(f"- {title}: starts from {config['teacher']}")
         if config["objective"] in CUTS:
             continue
-        shared = [key for key in config if key in first and key not in NOT_SETTINGS]
-        if different := [key for key in shared if config[key] != first[key]]:
+        before = DEFAULTS | first  # a result may be older than a setting
+        settings = [key for key in config if key in before and key not in NOT_SETTINGS]
+        if different := [key for key in settings if config[key] != before[key]]:
             text.append(f"- {title}: {_settings(config, different)}")
     return [*text, ""]
 

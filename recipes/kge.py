@@ -60,6 +60,8 @@ def build_step(config: Config, task: Task, sizes: tuple[int, ...]) -> LinkPredic
     )
     med = config.objective == "med"
     trunk = config.trunk or sizes[-1]  # branches learn from labels alone
+    together = config.objective not in PER_SIZE and config.size_weights
+    weights = config.size_weights if together else [1.0] * len(sizes)
     objective = MED(
         sizes,
         task="multiclass" if config.loss == "softmax" else "binary",
@@ -73,8 +75,9 @@ def build_step(config: Config, task: Task, sizes: tuple[int, ...]) -> LinkPredic
         learnable=config.learnable_weights and med,
         evolution_form=config.evolution_form,
         adversarial=config.adversarial_temperature,
-        distill=[config.distill * (size <= trunk) for size in sizes] if med else 0.0,
+        distill=[med * config.distill * w * (size <= trunk) for size, w in zip(sizes, weights, strict=True)],
         teacher=config.distill_from,
+        size_weights=weights,
         reduction=config.reduction,
     )
     n3 = [config.n3_sizes[config.sizes.index(size)] for size in sizes] if config.n3_sizes else config.n3

@@ -101,6 +101,7 @@ class Config:
     reduction: str = flag(
         "mean", "Over sizes: mean keeps learning rates comparable; paper: sum.", ("mean", "sum")
     )
+    size_weights: list[float] = flag([], "Weight of every size's loss, taught or not, N3 apart; empty: 1.")
     adversarial_temperature: float = flag(0.0, "Self-adversarial negatives (RotatE: 0.5 to 1); 0 is off.")
     distill: float = flag(0.0, "Weight of in-place distillation (KL); 0 is off.")
     distill_from: str = flag(
@@ -168,8 +169,11 @@ def contradictions(config: Config) -> list[str]:
     wrong = []
     if sorted(set(config.sizes)) != config.sizes or min(config.sizes, default=0) < 1:
         wrong.append(f"--sizes must be positive and strictly increasing, got {config.sizes}")
-    if config.n3_sizes and len(config.n3_sizes) != len(config.sizes):
-        wrong.append(f"--n3_sizes must have one weight for each of {config.sizes}, got {config.n3_sizes}")
+    wrong += [
+        f"--{name} must have one weight for each of {config.sizes}, got {given}"
+        for name in ("n3_sizes", "size_weights")
+        if (given := getattr(config, name)) and len(given) != len(config.sizes)
+    ]
     if config.trunk and not (
         config.trunk in config.sizes[:-1]
         and config.relations == "own"

@@ -24,17 +24,19 @@ def codex_s(model: str, n3: float) -> Config:
 
 
 def codex_s_together() -> Config:
-    """CoDEx-S with ComplEx, all sizes teaching each other (docs/med.md)."""
+    """CoDEx-S with ComplEx, sizes teaching each other up to the trunk, one branch above (docs/med.md)."""
     return replace(
         codex_s("complex", 0.03),
         relations="own",
-        reach=0.25,
+        reach=0.35,
+        trunk=80,
         mutual=0.0,
         w1=0.0,
         w3=0.0,
         distill=1.0,
         distill_from="ensemble",
-        n3_sizes=[0.04, 0.03, 0.01, 0.006, 0.004],
+        size_weights=[0.7, 1.0, 2.0, 2.0, 1.0],
+        n3_sizes=[0.028, 0.03, 0.02, 0.012, 0.006],
         learning_rate=0.2,
         lr_scheduler_type="linear",
         output_dir="runs/codex-s-together",

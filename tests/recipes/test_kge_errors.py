@@ -34,6 +34,7 @@ BAD_FLAGS = [
     ({"pool_queries": 64}, "--pool_queries needs --negatives shared and at least 8 queries, got all and 64"),
     ({"negatives": "shared", "pool_queries": 4}, "at least 8 queries, got shared and 4"),
     ({"sizes": [2, 4], "n3_sizes": [0.1]}, "--n3_sizes must have one weight for each of [2, 4], got [0.1]"),
+    ({"size_weights": [1, 2]}, "--size_weights must have one weight for each of [2, 4, 8], got [1.0, 2.0]"),
     ({"trunk": 3, "relations": "own"}, "--trunk must be one of the sizes but the last, with --relations own"),
     ({"trunk": 4, "model": "rotate"}, "med or nested: got 4 of [2, 4, 8], shared, rotate, med"),
     ({"push_to_hub": True}, "--push_to_hub needs --hub_model_id name/model"),
