@@ -49,6 +49,18 @@ def test_a_signal_saves_and_says_how_to_go_on_and_resuming_is_exact(
     assert same_weights(output, plain[0])
 
 
+def test_resuming_is_exact_where_larger_sizes_are_joined_of_parts(
+    run: Run, kge: ModuleType, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"relations": "own", "trunk": 4, "mutual": 0, "w1": 0}
+    assert run(tmp_path / "whole", **settings) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(kge, patch, 19)
+        assert run(tmp_path / "out", **settings) == 130
+    assert run(tmp_path / "out", **settings, resume_from_checkpoint="latest") == 0
+    assert same_weights(tmp_path / "out", tmp_path / "whole")
+
+
 def test_states_can_be_resumed_from_a_folder_by_its_name(
     plain: tuple[Path, Any], run: Run, tmp_path: Path
 ) -> None:
