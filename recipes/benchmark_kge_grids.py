@@ -158,6 +158,8 @@ def tuned_grid() -> Grid:
              title=f"{NAMES['together']}, linear decay"),
         line("trunk", "--preset", "codex-s-complex-together", "--eval_epochs", "2",
              title=f"{NAMES['trunk']}, linear decay"),
+        line("trunk", "--preset", "codex-s-complex-together", "--eval_epochs", "2",
+             "--lr_scheduler_type", "constant", name="trunk-constant"),
     )  # fmt: skip
     return Grid(name="codex-s-tuned", title="codex-s, ComplEx, rate and N3 tuned", graph="codex-s",
                 lines=lines, seeds=(0, 1))  # fmt: skip
