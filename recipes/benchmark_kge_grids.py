@@ -145,6 +145,7 @@ def tuned_grid() -> Grid:
     common = ("--preset", "codex-s-complex-med", "--learning_rate", "0.2", "--eval_epochs", "2")
     linear = ("--lr_scheduler_type", "linear")
     own = ("--n3_sizes", "0.05", "0.03", "0.01", "0.006")
+    preset = ("--preset", "codex-s-complex-together", "--eval_epochs", "2")
     lines = (
         line("separate", *common, *own, "0.006", title=f"{NAMES['separate']}, N3 of every size"),
         line("separate", *common, *linear, *own, "0.01", name="separate-linear",
@@ -152,14 +153,12 @@ def tuned_grid() -> Grid:
         *(line(objective, *common, *decay, name=f"{objective}{suffix}", title=f"{NAMES[objective]}{title}")
           for objective in ("nested", "med")
           for suffix, title, decay in (("", "", ()), ("-linear", ", linear decay", linear))),
-        line("together", "--preset", "codex-s-complex-together", "--eval_epochs", "2", "--trunk", "0",
-             "--reach", "0.25", "--size_weights", "1", "1", "1", "1", "1",
+        line("together", *preset, *linear, "--trunk", "0", "--reach", "0.25",
+             "--size_weights", "1", "1", "1", "1", "1",
              "--n3_sizes", "0.04", "0.03", "0.01", "0.006", "0.004",
              title=f"{NAMES['together']}, linear decay"),
-        line("trunk", "--preset", "codex-s-complex-together", "--eval_epochs", "2",
-             title=f"{NAMES['trunk']}, linear decay"),
-        line("trunk", "--preset", "codex-s-complex-together", "--eval_epochs", "2",
-             "--lr_scheduler_type", "constant", name="trunk-constant"),
+        line("trunk", *preset, *linear, title=f"{NAMES['trunk']}, linear decay"),
+        line("trunk", *preset, name="trunk-constant"),
     )  # fmt: skip
     return Grid(name="codex-s-tuned", title="codex-s, ComplEx, rate and N3 tuned", graph="codex-s",
                 lines=lines, seeds=(0, 1))  # fmt: skip

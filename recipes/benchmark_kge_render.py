@@ -245,7 +245,7 @@ def summary(found: Mapping[str, Mapping[str, Sequence[Result]]]) -> str:
     for grid, by_line in found.items():
         shown = KNOWN[grid].shown if grid in KNOWN else ()
         for family, results in headlines(by_line).items():
-            if family in ("separate", "nested", "med", "ours", "together"):
+            if family in ("separate", "nested", "med", "ours", "together", "trunk"):
                 best = ", best on validation" if "chosen" in results[0] else ""
                 scores = values(results, "mrr").items()
                 cells = [f"{size}: {cell_text(v)}" for size, v in scores if not shown or size in shown]

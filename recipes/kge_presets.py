@@ -38,7 +38,6 @@ def codex_s_together() -> Config:
         size_weights=[0.7, 1.0, 2.0, 2.0, 1.0],
         n3_sizes=[0.028, 0.03, 0.02, 0.012, 0.006],
         learning_rate=0.2,
-        lr_scheduler_type="linear",
         output_dir="runs/codex-s-together",
     )
 
