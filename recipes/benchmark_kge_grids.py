@@ -20,7 +20,7 @@ NAMES = {
     "med": "MED, our settings",
     "ours": "relations of their own per size, reach 1/4",
     "together": "relations of their own, taught by all sizes together",
-    "trunk": "the same up to 80 dims, a branch above",
+    "trunk": "taught together up to 80 dims, a branch above",
     "taught": "the same, taught by the full model of separate training",
 }
 # Found on the validation split of CoDEx-S (docs/med.md).
