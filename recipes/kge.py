@@ -26,11 +26,11 @@ from kge_config import PER_SIZE, Config
 from kge_data import Task, load_task
 from kge_output import HISTORY, model_folder, report, start_output, state_folder, write_json
 from kge_presets import parse_config
-from torch import nn
 
 import croppable
 from croppable.allocator import keep_freed_memory
 from croppable.kge import sampling
+from croppable.kge.distillation import DistilledLinkPrediction
 from croppable.kge.known import relation_categories
 from croppable.kge.metrics import metrics_rows
 from croppable.kge.model import KGEModel
@@ -60,8 +60,8 @@ def build_step(config: Config, task: Task, sizes: tuple[int, ...]) -> LinkPredic
     )
     med = config.objective == "med"
     trunk = config.trunk or sizes[-1]  # branches learn from labels alone
-    together = config.objective not in PER_SIZE and config.size_weights
-    weights = config.size_weights if together else [1.0] * len(sizes)
+    places = [config.sizes.index(size) for size in sizes]
+    weights = [config.size_weights[place] if config.size_weights else 1.0 for place in places]
     objective = MED(
         sizes,
         task="multiclass" if config.loss == "softmax" else "binary",
@@ -80,7 +80,7 @@ def build_step(config: Config, task: Task, sizes: tuple[int, ...]) -> LinkPredic
         size_weights=weights,
         reduction=config.reduction,
     )
-    n3 = [config.n3_sizes[config.sizes.index(size)] for size in sizes] if config.n3_sizes else config.n3
+    n3 = [config.n3_sizes[place] for place in places] if config.n3_sizes else config.n3
     return LinkPrediction(
         model, objective, n3=n3, n3_balance=config.n3_balance, reach=config.reach,
         trunk=config.trunk or None, compiled=config.compile,
@@ -140,7 +140,9 @@ def training_batches(
         epoch += 1
 
 
-def build_optimizer(config: Config, step: nn.Module, processes: int) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: Config, step: LinkPrediction | DistilledLinkPrediction, processes: int
+) -> torch.optim.Optimizer:
     """Make the optimizer; the entity table's gradient is its touched rows where that is possible and faster.
 
     Raises:
@@ -162,9 +164,13 @@ def build_optimizer(config: Config, step: nn.Module, processes: int) -> torch.op
             step, config.optimizer, config.learning_rate, touched_rows=touched, sparse=sparse
         )
     parameters = parameter_groups(config, step)  # a teacher is adjusted at a rate of its own
+    optimizer: torch.optim.Optimizer
     if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
-    return torch.optim.Adagrad(parameters, lr=config.learning_rate)
+        optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
+    else:
+        optimizer = torch.optim.Adagrad(parameters, lr=config.learning_rate)
+    step.student.join_after(optimizer)
+    return optimizer
 
 
 def train(

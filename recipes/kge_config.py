@@ -178,7 +178,7 @@ def contradictions(config: Config) -> list[str]:
         config.trunk in config.sizes[:-1]
         and config.relations == "own"
         and SCORES[config.model].product
-        and config.objective in ("nested", "med")
+        and config.objective in TAUGHT
     ):
         wrong.append(
             f"--trunk must be one of the sizes but the last, with --relations own, a product for --model and "

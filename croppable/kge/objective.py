@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from croppable.compiling import compile_or_not, import_kernels
 from croppable.core import Nested
@@ -103,8 +104,7 @@ class LinkPrediction(nn.Module):
 
         Size k reads its own branch as it is trained and a part of w dims below with the relations that this
         part was trained with, times w over the dims of its branch: by dims, the mean of the parts' scores,
-        which no other size changes. To be called after every step of an optimizer; those of `make_optimizer`
-        (croppable/kge/optimizing.py) do.
+        which no other size changes. `join_after` calls it whenever an optimizer has moved the parts.
         """
         if self.trunk is None:
             return
@@ -115,6 +115,11 @@ class LinkPrediction(nn.Module):
             width = sizes[place] - sizes[place - 1]
             for part, (start, end) in enumerate(zip((0, *ends), ends[: place - first], strict=False)):
                 table[place, :, start:end] = table[first + part, :, start:end] * ((end - start) / width)
+
+    def join_after(self, optimizer: Optimizer) -> None:
+        """Let every step of an optimizer end with `join`; those of `make_optimizer` do."""
+        if self.trunk is not None:
+            optimizer.register_step_post_hook(lambda *_: self.join())
 
     @property
     def sums(self) -> bool:

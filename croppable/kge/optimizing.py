@@ -113,7 +113,7 @@ def make_optimizer(
 ) -> Optimizer:
     """Make an optimizer of the step's trainable parameters, and set ``step.sparse`` to what it takes.
 
-    Where the step has a trunk, every step of the optimizer ends with `LinkPrediction.join`.
+    Where the step has a trunk, the optimizer keeps its sizes joined (`LinkPrediction.join_after`).
 
     Args:
         step: The training step.
@@ -145,6 +145,5 @@ def make_optimizer(
         optimizer = RowAdagrad(parameters, lr=learning_rate)
     else:
         optimizer = Adagrad(parameters, lr=learning_rate, fused=step.model.entity.device.type == "cpu")
-    if step.trunk is not None:
-        optimizer.register_step_post_hook(lambda *_: step.join())
+    step.join_after(optimizer)
     return optimizer

@@ -183,6 +183,23 @@ def test_a_given_teacher_teaches_all_sizes_of_a_nested_run(
     assert not equal(alone, taught)
 
 
+@pytest.mark.parametrize("optimizer", ["adagrad", "adam"])
+def test_a_taught_trunk_and_its_branch_are_joined(
+    optimizer: str, trained: Path, run: Run, tmp_path: Path
+) -> None:
+    settings = {"relations": "own", "trunk": 4, "optimizer": optimizer, "num_train_epochs": 1}
+    assert run(tmp_path / "out", teacher=trained, **settings) == 0
+    relation = croppable.load(tmp_path / "out").relation
+    torch.testing.assert_close(relation[2, :, :4], relation[1, :, :4])  # 4 dims of either
+
+
+@pytest.mark.parametrize("objective", ["ext", "bkd"])
+def test_weights_of_sizes_are_those_of_the_sizes_that_are_trained(
+    objective: str, run: Run, tmp_path: Path
+) -> None:
+    assert run(tmp_path / "out", objective=objective, size_weights=[1, 2, 3], num_train_epochs=1) == 0
+
+
 def test_the_weight_of_the_soft_labels_counts(trained: Path, run: Run, tmp_path: Path) -> None:
     settings = {"objective": "bkd", "teacher": trained, "sizes": [2, 8]}
     assert run(tmp_path / "off", distill_weight=0, **settings) == 0
