@@ -161,7 +161,7 @@ def tuned_grid() -> Grid:
         line("trunk", *preset, name="trunk-constant"),
     )  # fmt: skip
     return Grid(name="codex-s-tuned", title="codex-s, ComplEx, rate and N3 tuned", graph="codex-s",
-                lines=lines, seeds=(0, 1))  # fmt: skip
+                lines=lines, seeds=(0, 1, 2, 3))  # fmt: skip
 
 
 def curve_grid(graph: str, batch: str, epochs: str, *n3: str) -> Grid:
@@ -177,7 +177,7 @@ def curve_grid(graph: str, batch: str, epochs: str, *n3: str) -> Grid:
 
 
 def distance_grid(graph: str, score: str, scale: str, budget: tuple[str, ...]) -> Grid:
-    """A score of the paper: its training (paper mode) and ours, separate training with either's settings.
+    """A score of the paper: its training (paper mode) and ours, the other lines with either's settings.
 
     Ours for scores without a preset of their own is RotatE's with another score and margin.
     """
@@ -195,7 +195,8 @@ def distance_grid(graph: str, score: str, scale: str, budget: tuple[str, ...]) -
         lines=(
             line("separate", *paper, *per_size, title=f"{title}, settings of the paper"),
             line("separate", *ours, *per_size, name="separate-ours", title=f"{title}, settings of ours"),
-            line("nested", *ours),
+            line("nested", *paper, name="nested-paper", title=f"{NAMES['nested']}, settings of the paper"),
+            line("nested", *ours, title=f"{NAMES['nested']}, settings of ours"),
             line("med", *paper, name="med-paper", title="MED, settings of the paper", family="med-paper"),
             line("med", *ours),
             line("ext", *paper, *per_size),

@@ -241,17 +241,29 @@ def render_grid(grid: str, by_line: Mapping[str, Sequence[Result]], folder: Path
 
 def summary(found: Mapping[str, Mapping[str, Sequence[Result]]]) -> str:
     """Write the MRR of separate training, the plain nested sum and ours for every grid that has them."""
-    out = ["| graph and score | line | MRR at each size |", "| --- | --- | --- |"]
+    out = ["| graph and score | line | MRR at each size | against separate training |",
+           "| --- | --- | --- | --- |"]  # fmt: skip
     for grid, by_line in found.items():
         shown = KNOWN[grid].shown if grid in KNOWN else ()
-        for family, results in headlines(by_line).items():
+        lines = headlines(by_line)
+        for family, results in lines.items():
             if family in ("separate", "nested", "med", "ours", "together", "trunk"):
                 best = ", best on validation" if "chosen" in results[0] else ""
                 scores = values(results, "mrr").items()
                 cells = [f"{size}: {cell_text(v)}" for size, v in scores if not shown or size in shown]
                 title = KNOWN[grid].title if grid in KNOWN else grid
-                out.append(f"| {title} | {NAMES[family]}{best} | {', '.join(cells)} |")
+                gains = [] if family == "separate" else differences(results, lines.get("separate", ()))
+                text = f"{', '.join(cells)} | {', '.join(gains)}".strip()
+                out.append(f"| {title} | {NAMES[family]}{best} | {text} |")
     return "\n".join(out)
+
+
+def differences(results: Sequence[Result], others: Sequence[Result]) -> list[str]:
+    """Write by how much the mean MRR is above that of other results, at every size, over the seeds of both."""
+    seeds = {result["seed"] for result in results} & {result["seed"] for result in others}
+    mine, theirs = (values([r for r in x if r["seed"] in seeds], "mrr") for x in (results, others))
+    sizes = [size for size in mine if size in theirs]
+    return [f"{size}: {statistics.mean(mine[size]) - statistics.mean(theirs[size]):+.4f}" for size in sizes]
 
 
 def replace_between(text: str, marks: tuple[str, str], content: str) -> str:
