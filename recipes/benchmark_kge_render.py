@@ -259,7 +259,7 @@ def summary(found: Mapping[str, Mapping[str, Sequence[Result]]]) -> str:
 
 
 def differences(results: Sequence[Result], others: Sequence[Result]) -> list[str]:
-    """Write by how much the mean MRR is above that of other results, at every size, over the seeds of both."""
+    """Write how far the mean MRR at every size is above that of other results, over the seeds of both."""
     seeds = {result["seed"] for result in results} & {result["seed"] for result in others}
     mine, theirs = (values([r for r in x if r["seed"] in seeds], "mrr") for x in (results, others))
     sizes = [size for size in mine if size in theirs]
