@@ -159,6 +159,8 @@ def tuned_grid() -> Grid:
              title=f"{NAMES['together']}, linear decay"),
         line("trunk", *preset, *linear, title=f"{NAMES['trunk']}, linear decay"),
         line("trunk", *preset, name="trunk-constant"),
+        line("trunk", *preset, "--n3_sizes", "0.028", "0.03", "0.012", "0.008", "0.004", name="trunk-weak",
+             title=f"{NAMES['trunk']}, weaker N3 from 40 dims on"),
     )  # fmt: skip
     return Grid(name="codex-s-tuned", title="codex-s, ComplEx, rate and N3 tuned", graph="codex-s",
                 lines=lines, seeds=(0, 1, 2, 3))  # fmt: skip
