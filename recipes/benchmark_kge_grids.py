@@ -25,8 +25,8 @@ NAMES = {
 }
 # Found on the validation split of CoDEx-S (docs/med.md).
 OURS = ("--relations", "own", "--reach", "0.25", "--n3_balance", "2.3")
-# The whole of the method against sampled negatives, where the presets leave evolutionary improvement out.
-EVOLVED = ("--w1", "1", "--w2", "1")
+# The whole of the method against sampled negatives, of which the presets leave a part out (docs/med.md).
+WHOLE = ("--w1", "1", "--w2", "1", "--calibration", "scale")
 CUTS = ("ext", "ext-l", "ext-v", "pca")  # of a full model, without training
 STUDENTS = ("bkd", "ta", "dualde")  # one trained student per size
 PER_SIZE = ("separate", *STUDENTS)  # a run of their own for every size: each size may have its own settings
@@ -146,6 +146,7 @@ def tuned_grid() -> Grid:
     linear = ("--lr_scheduler_type", "linear")
     own = ("--n3_sizes", "0.05", "0.03", "0.01", "0.006")
     preset = ("--preset", "codex-s-complex-together", "--eval_epochs", "2")
+    strong = ("--n3_sizes", "0.028", "0.03", "0.02", "0.012", "0.006")
     lines = (
         line("separate", *common, *own, "0.006", title=f"{NAMES['separate']}, N3 of every size"),
         line("separate", *common, *linear, *own, "0.01", name="separate-linear",
@@ -157,10 +158,9 @@ def tuned_grid() -> Grid:
              "--size_weights", "1", "1", "1", "1", "1",
              "--n3_sizes", "0.04", "0.03", "0.01", "0.006", "0.004",
              title=f"{NAMES['together']}, linear decay"),
-        line("trunk", *preset, *linear, title=f"{NAMES['trunk']}, linear decay"),
-        line("trunk", *preset, name="trunk-constant"),
-        line("trunk", *preset, "--n3_sizes", "0.028", "0.03", "0.012", "0.008", "0.004", name="trunk-weak",
-             title=f"{NAMES['trunk']}, weaker N3 from 40 dims on"),
+        line("trunk", *preset, *linear, *strong, title=f"{NAMES['trunk']}, linear decay"),
+        line("trunk", *preset, *strong, name="trunk-constant"),
+        line("trunk", *preset, name="trunk-weak", title=f"{NAMES['trunk']}, weaker N3 from 40 dims on"),
     )  # fmt: skip
     return Grid(name="codex-s-tuned", title="codex-s, ComplEx, rate and N3 tuned", graph="codex-s",
                 lines=lines, seeds=(0, 1, 2, 3))  # fmt: skip
@@ -185,32 +185,38 @@ def distance_grid(graph: str, score: str, scale: str, budget: tuple[str, ...]) -
     """
     model, margin, own = SCORES[score]
     paper = ("--preset", f"{graph}-{score}-paper", *budget)
-    ours = ("--preset", f"{graph}-{own}-med", "--model", model, "--margin", margin[graph], *EVOLVED,
+    ours = ("--preset", f"{graph}-{own}-med", "--model", model, "--margin", margin[graph], *WHOLE,
             *budget)  # fmt: skip
     per_size = ("--sizes", *DOUBLING) if scale == "paper" else ()
     scales = {"paper": "the paper", "paper-gpu": "minutes of a GPU", "paper-small": "a CPU"}
-    title = NAMES["separate"]
+    fixed = (*ours, "--calibration", "fixed")
+    title, nested = NAMES["separate"], NAMES["nested"]
+    lines = (
+        line("separate", *paper, *per_size, title=f"{title}, settings of the paper"),
+        line("separate", *ours, *per_size, name="separate-ours", title=f"{title}, settings of ours"),
+        line("separate", *fixed, *per_size, name="separate-fixed", title=f"{title}, ours without a scale"),
+        line("nested", *paper, name="nested-paper", title=f"{nested}, settings of the paper"),
+        line("nested", *ours, title=f"{nested}, settings of ours"),
+        line("nested", *fixed, name="nested-fixed", title=f"{nested}, fixed scale"),
+        line("med", *paper, name="med-paper", title="MED, settings of the paper", family="med-paper"),
+        line("med", *ours),
+        line("med", *fixed, "--w1", "0", "--w2", "0", name="med-fixed",
+             title=f"{NAMES['med']}, fixed scale, without evolutionary improvement"),
+        line("ext", *paper, *per_size),
+        line("dualde", *paper, *per_size),
+    )  # fmt: skip
     return Grid(
         name=f"{graph}-{score}-{scale}",
         title=f"{graph}, {score}, scale of {scales[scale]}",
         graph=graph,
-        lines=(
-            line("separate", *paper, *per_size, title=f"{title}, settings of the paper"),
-            line("separate", *ours, *per_size, name="separate-ours", title=f"{title}, settings of ours"),
-            line("nested", *paper, name="nested-paper", title=f"{NAMES['nested']}, settings of the paper"),
-            line("nested", *ours, title=f"{NAMES['nested']}, settings of ours"),
-            line("med", *paper, name="med-paper", title="MED, settings of the paper", family="med-paper"),
-            line("med", *ours),
-            line("ext", *paper, *per_size),
-            line("dualde", *paper, *per_size),
-        ),
+        lines=lines,
         shown=() if scale == "paper-small" else tuple(map(int, DOUBLING)),
     )
 
 
 def rotatable_grid() -> Grid:
     """The score whose dims PCA may rotate: TransE with the Euclidean distance."""
-    common = ("--preset", "wn18rr-transe-med", "--model", "transe-l2", "--margin", "3", *EVOLVED,
+    common = ("--preset", "wn18rr-transe-med", "--model", "transe-l2", "--margin", "3", *WHOLE,
               "--num_negatives", "32", "--learning_rate", "1e-2",
               "--num_train_epochs", "20", "--eval_epochs", "4")  # fmt: skip
     lines = tuple(line(objective, *common) for objective in ("separate", "nested", "med", *CUTS))
@@ -228,7 +234,7 @@ def tuning_grid() -> Grid:
     # PairRE has no compiled kernel: a quarter of the negatives and of the epochs.
     quarter = ("--num_negatives", "32", "--num_train_epochs", "5", "--eval_epochs", "5")
     distances = [
-        line("med", "--preset", "wn18rr-rotate-med", "--model", model, *EVOLVED, "--num_train_epochs", "20",
+        line("med", "--preset", "wn18rr-rotate-med", "--model", model, *WHOLE, "--num_train_epochs", "20",
              "--margin", margin, "--learning_rate", rate, *(quarter if model == "pairre" else ()),
              name=f"{model}-margin-{margin}-rate-{rate}",
              title=f"{model}, margin {margin}, learning rate {rate}", family=model)
@@ -281,7 +287,7 @@ ADAGRAD = ("--optimizer", "adagrad", "--learning_rate", "0.1")  # whose steps po
 
 def pool_grid(graph: str, name: str = "pool", *optimizer: str) -> Grid:
     """Negatives of each triple against pools that a batch, or runs of its queries, share; the same steps."""
-    common = ("--preset", f"{graph}-transe-med", *EVOLVED, *SMALL[graph, "transe"], *optimizer, "--negatives")
+    common = ("--preset", f"{graph}-transe-med", *WHOLE, *SMALL[graph, "transe"], *optimizer, "--negatives")
     kinds = {
         "each-64": (("uniform", "--num_negatives", "64"), "64 negatives of each triple"),
         "pool-64": (("shared", "--num_negatives", "64"), "a pool of 64"),

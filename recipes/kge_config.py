@@ -63,7 +63,8 @@ class Config:
         "shared", "own: a relation table per size over shared entities; a step then costs the sum of sizes.",
         ("shared", "own"),
     )  # fmt: skip
-    calibration: str = flag("none", "Learnable parameters per size.", ("none", "scale", "affine"))
+    calibration: str = flag("none", "Numbers per size; scale and affine are learnt.",
+                            ("none", "fixed", "scale", "affine"))  # fmt: skip
     init_scale: float | None = flag(
         None, "Spread of the initial tables; default: kbc 1e-3, RotatE (margin+2)/dims."
     )

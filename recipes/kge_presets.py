@@ -36,7 +36,7 @@ def codex_s_together() -> Config:
         distill=1.0,
         distill_from="ensemble",
         size_weights=[0.7, 1.0, 2.0, 2.0, 1.0],
-        n3_sizes=[0.028, 0.03, 0.02, 0.012, 0.006],
+        n3_sizes=[0.028, 0.03, 0.012, 0.008, 0.004],
         learning_rate=0.2,
         output_dir="runs/codex-s-together",
     )
@@ -71,7 +71,7 @@ def paper(model: str, margin: float, sizes: list[int] | None = None) -> Config:
 
 
 def sampled(model: str, margin: float, **changes: Any) -> Config:
-    """Distances trained with self-adversarial negatives, scaled per size, at five sizes.
+    """Distances trained with self-adversarial negatives, a fixed scale per size, at five sizes.
 
     Without evolutionary improvement, against which validation chose (docs/results/study.md).
     """
@@ -84,7 +84,7 @@ def sampled(model: str, margin: float, **changes: Any) -> Config:
         learnable_weights=False,
         evolution_form="linear",
         reduction="mean",
-        calibration="scale",
+        calibration="fixed",
         adversarial_temperature=1.0,
         num_negatives=128,
         learning_rate=2e-3,

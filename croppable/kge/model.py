@@ -8,6 +8,7 @@ ranking and files are elsewhere.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any, Literal, Self, get_args
 
@@ -21,7 +22,7 @@ from croppable.kge.scores import SCORES, Score, Side
 
 __all__ = ["KGEModel"]
 
-Calibration = Literal["none", "scale", "affine"]
+Calibration = Literal["none", "fixed", "scale", "affine"]
 Relations = Literal["shared", "own"]
 
 
@@ -48,10 +49,13 @@ class KGEModel(nn.Module):
             at every size.
         reciprocal: Keep a second set of relations that answers the head side (Lacroix et al., arXiv
             1806.07297, section 5).
-        calibration: Parameters per size: "none", "scale", or "affine" for scale and offset.
+        calibration: Numbers per size: "none"; a "fixed" scale, inverse to the size and 1 at the geometric
+            mean of all sizes, which evens out that a sum grows with its dims and is "none" at one size; a
+            learnable "scale"; or "affine" for a learnable scale and offset.
         relations: "shared" by all sizes, or a table of their "own" for each.
         init_scale: Standard deviation of products' tables (default 1e-3, as facebookresearch/kbc), or half
-            width of distances' uniform ones (default (margin + 2) / dims, as the authors' RotatE).
+            width of distances' uniform ones (default (margin + 2) / dims, as the authors' RotatE, of the size
+            whose scale is 1).
 
     Raises:
         ValueError: If a count or size is not positive, sizes are not ascending, or a name is unknown.
@@ -59,6 +63,7 @@ class KGEModel(nn.Module):
 
     entity: Tensor
     relation: Tensor
+    log_scale: Tensor
 
     def __init__(
         self,
@@ -99,7 +104,9 @@ class KGEModel(nn.Module):
         shape = _shape(rows, self.size, function.relation_parts)
         own = relations == "own"
         self.relation = nn.Parameter(torch.empty((len(self.sizes), *shape) if own else shape))
-        if calibration != "none":
+        if calibration == "fixed":
+            self.register_buffer("log_scale", torch.empty(len(self.sizes)))
+        elif calibration != "none":
             self.log_scale = nn.Parameter(torch.empty(len(self.sizes)))
         if calibration == "affine":
             self.offset = nn.Parameter(torch.empty(len(self.sizes)))
@@ -150,8 +157,9 @@ class KGEModel(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw the tables anew from torch's global generator."""
+        unit = statistics.geometric_mean(self.sizes) if self.calibration == "fixed" else self.size
         if self.function.distance:
-            width = (self.margin + 2) / self.size if self.init_scale is None else self.init_scale
+            width = (self.margin + 2) / unit if self.init_scale is None else self.init_scale
             self.entity.uniform_(-width, width)
             angles = self.score == "rotate"
             self.relation.uniform_(-math.pi, math.pi) if angles else self.relation.uniform_(-width, width)
@@ -164,7 +172,7 @@ class KGEModel(nn.Module):
         if self.relations == "own":
             self.relation.copy_(self.relation[-1].expand_as(self.relation))  # sizes differ by training alone
         if self.calibration != "none":
-            growth = [math.log(self.size / s) if self.function.distance else 0.0 for s in self.sizes]
+            growth = [math.log(unit / s) if self.function.distance else 0.0 for s in self.sizes]
             self.log_scale.copy_(torch.tensor(growth))
         if self.calibration == "affine":
             self.offset.zero_()

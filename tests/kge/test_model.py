@@ -16,7 +16,7 @@ from croppable.kge.model import KGEModel
 from croppable.kge.scores import SCORES
 
 SIZES = (2, 4, 8)
-CALIBRATIONS = ("none", "scale", "affine")
+CALIBRATIONS: tuple[Any, ...] = ("none", "fixed", "scale", "affine")
 ANCHOR, RELATION = torch.tensor([0, 5, 2, 2]), torch.tensor([0, 2, 2, 1])
 CANDIDATES = torch.tensor([[1, 0, 4], [5, 4, 0], [3, 3, 1], [0, 1, 2]])
 ASKS_HEAD = torch.tensor([True, False, False, True])
@@ -107,8 +107,27 @@ def test_calibration_never_changes_a_ranking() -> None:
 @pytest.mark.parametrize("calibration", CALIBRATIONS)
 def test_only_calibrated_models_have_parameters_per_size(calibration: Any) -> None:
     names = {name for name, _ in model_of(calibration=calibration).named_parameters()}
-    expected = {"none": set(), "scale": {"log_scale"}, "affine": {"log_scale", "offset"}}[calibration]
+    expected = {"scale": {"log_scale"}, "affine": {"log_scale", "offset"}}.get(calibration, set())
     assert names == {"entity", "relation"} | expected
+
+
+def test_a_fixed_scale_is_inverse_to_the_size_and_does_not_learn() -> None:
+    model = KGEModel(3000, 4, (10, 40, 160), "rotate", margin=6.0, calibration="fixed")
+    assert model.log_scale.exp().tolist() == pytest.approx([4, 1, 0.25])
+    assert model.entity.abs().max().item() == pytest.approx((6 + 2) / 40, rel=0.01)
+    model.forward_nested((10, 160), torch.arange(5), torch.zeros(5, dtype=torch.long)).sum().backward()
+    assert model.entity.grad is not None
+    assert not model.log_scale.requires_grad
+    assert crop(model, 40).log_scale.exp().tolist() == pytest.approx([4, 1])
+
+
+def test_a_fixed_scale_of_one_size_is_none() -> None:
+    models = []
+    for calibration in CALIBRATIONS[:2]:
+        torch.manual_seed(0)
+        models.append(KGEModel(6, 3, (40,), "rotate", margin=6.0, calibration=calibration))
+    plain, fixed = models
+    torch.testing.assert_close(fixed(ANCHOR, RELATION), plain(ANCHOR, RELATION))
 
 
 # ------------------------------------------------------------------------------- tables and their start
@@ -228,7 +247,11 @@ def test_the_margin_stays_the_same_at_every_size() -> None:
         ((6, 3, (4, 2)), {}, "sizes must be positive integers, strictly increasing"),
         ((6, 3, (2, 2)), {}, "got (2, 2)"),
         ((6, 3, (0, 2)), {}, "got (0, 2)"),
-        ((6, 3, SIZES), {"calibration": "log"}, "calibration must be one of none, scale, affine, got 'log'"),
+        (
+            (6, 3, SIZES),
+            {"calibration": "log"},
+            "calibration must be one of none, fixed, scale, affine, got 'log'",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(arguments: Any, options: Any, message: str) -> None:
