@@ -138,7 +138,9 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "wn18rr-complex-med-full": lambda: full(n3=0.1, output_dir="runs/wn18rr-complex-full"),
     "fb15k-237-complex-med-full": lambda: full(n3=0.05, output_dir="runs/fb15k-237-complex-full"),
     "wn18rr-rotate-med": lambda: sampled("rotate", 6.0, calibration="fixed", output_dir="runs/wn18rr-rotate"),
-    "fb15k-237-rotate-med": lambda: sampled("rotate", 9.0, output_dir="runs/fb15k-237-rotate"),
+    "fb15k-237-rotate-med": lambda: sampled(
+        "rotate", 9.0, calibration="fixed", output_dir="runs/fb15k-237-rotate"
+    ),
     "wn18rr-transe-med": lambda: sampled("transe-l1", 6.0, output_dir="runs/wn18rr-transe"),
     "fb15k-237-transe-med": lambda: sampled("transe-l1", 9.0, output_dir="runs/fb15k-237-transe"),
     "wn18rr-rotate-paper": lambda: paper("rotate", 6.0),
