@@ -221,11 +221,15 @@ def chosen_text(lines: Mapping[str, Sequence[Result]]) -> list[str]:
     return ["Chosen on validation:\n", *out, ""] if out else []
 
 
+def heading(grid: str) -> tuple[str, tuple[int, ...]]:
+    """Return the title of a grid and the sizes that its tables show; all sizes if empty."""
+    known = KNOWN.get(grid)
+    return (known.title, known.shown) if known else (grid, ())
+
+
 def render_grid(grid: str, by_line: Mapping[str, Sequence[Result]], folder: Path) -> str:
     """Write one grid's section and its picture."""
-    known = KNOWN.get(grid)
-    title = known.title if known else grid
-    shown = known.shown if known else ()
+    title, shown = heading(grid)
     lines = table_lines(by_line)
     text = [f"## {title}\n", *budget(by_line)]
     for metric in METRICS:
@@ -244,25 +248,25 @@ def summary(found: Mapping[str, Mapping[str, Sequence[Result]]]) -> str:
     out = ["| graph and score | line | MRR at each size | against separate training |",
            "| --- | --- | --- | --- |"]  # fmt: skip
     for grid, by_line in found.items():
-        shown = KNOWN[grid].shown if grid in KNOWN else ()
+        title, shown = heading(grid)
         lines = headlines(by_line)
         for family, results in lines.items():
             if family in ("separate", "nested", "med", "ours", "together", "trunk"):
                 best = ", best on validation" if "chosen" in results[0] else ""
                 scores = values(results, "mrr").items()
                 cells = [f"{size}: {cell_text(v)}" for size, v in scores if not shown or size in shown]
-                title = KNOWN[grid].title if grid in KNOWN else grid
-                gains = [] if family == "separate" else differences(results, lines.get("separate", ()))
+                others = () if family == "separate" else lines.get("separate", ())
+                gains = differences(results, others, shown)
                 text = f"{', '.join(cells)} | {', '.join(gains)}".strip()
                 out.append(f"| {title} | {NAMES[family]}{best} | {text} |")
     return "\n".join(out)
 
 
-def differences(results: Sequence[Result], others: Sequence[Result]) -> list[str]:
+def differences(results: Sequence[Result], others: Sequence[Result], shown: Sequence[int] = ()) -> list[str]:
     """Write how far the mean MRR at every size is above that of other results, over the seeds of both."""
     seeds = {result["seed"] for result in results} & {result["seed"] for result in others}
     mine, theirs = (values([r for r in x if r["seed"] in seeds], "mrr") for x in (results, others))
-    sizes = [size for size in mine if size in theirs]
+    sizes = [size for size in mine if size in theirs and (not shown or size in shown)]
     return [f"{size}: {statistics.mean(mine[size]) - statistics.mean(theirs[size]):+.4f}" for size in sizes]
 
 
