@@ -181,7 +181,7 @@ def budget(by_line: Mapping[str, Sequence[Result]]) -> list[str]:
         f"Filtered {data['split']} metrics on {data['dataset']}, realistic ties; mean ± standard deviation "
         f"over seeds; {'; '.join(machines)}. All lines are as the first but for what is listed.",
         "",
-        f"- {first_title}: {_settings(first, [key for key in COST if key in first])}",
+        f"- {first_title}: {_settings(first, shared_settings(first))}",
     ]
     for title, config in list(configs.items())[1:]:
         if config.get("teacher"):
@@ -193,6 +193,12 @@ def budget(by_line: Mapping[str, Sequence[Result]]) -> list[str]:
         if different := [key for key in settings if config[key] != before[key]]:
             text.append(f"- {title}: {_settings(config, different)}")
     return [*text, ""]
+
+
+def shared_settings(config: Mapping[str, Any]) -> list[str]:
+    """Return what a table says of its first line: of the two kinds of N3, the one that counts."""
+    other = "n3" if config.get("n3_sizes") else "n3_sizes"
+    return [key for key in (*COST, "n3_sizes") if key in config and key != other]
 
 
 def _settings(config: Mapping[str, Any], keys: Sequence[str]) -> str:

@@ -83,7 +83,7 @@ def build_step(config: Config, task: Task, sizes: tuple[int, ...]) -> LinkPredic
     n3 = [config.n3_sizes[place] for place in places] if config.n3_sizes else config.n3
     return LinkPrediction(
         model, objective, n3=n3, n3_balance=config.n3_balance, reach=config.reach,
-        trunk=config.trunk or None, compiled=config.compile,
+        trunk=config.trunk or None, logq_correction=config.logq_correction, compiled=config.compile,
     )  # fmt: skip
 
 

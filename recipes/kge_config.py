@@ -123,6 +123,9 @@ class Config:
     )
     num_negatives: int = flag(64, "Negatives per query, or the size of a pool (paper: 64).")
     pool_queries: int = flag(0, "Queries that share one pool, at least 8; 0: the whole batch.")
+    logq_correction: bool = flag(
+        False, "Let the softmax over sampled negatives stand for the one over all entities (docs/med.md)."
+    )
     filter_negatives: bool = flag(False, "Never draw a known true answer as a negative (uniform only).")
     # optimisation
     optimizer: str = flag("adagrad", "adam is fused; kbc uses adagrad.", ("adam", "adagrad"))
@@ -198,6 +201,11 @@ def contradictions(config: Config) -> list[str]:
         wrong.append(
             f"--pool_queries needs --negatives shared and at least {RUN} queries, got {config.negatives} and "
             f"{config.pool_queries}"
+        )
+    if config.logq_correction and (config.negatives == "all" or config.loss != "softmax"):
+        wrong.append(
+            f"--logq_correction needs --loss softmax and --negatives uniform or shared, got {config.loss} "
+            f"and {config.negatives}"
         )
     if config.push_to_hub and not config.hub_model_id:
         wrong.append("--push_to_hub needs --hub_model_id name/model")

@@ -6,6 +6,7 @@ croppable/kge/sampling.py, the loop is croppable/training.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
@@ -50,6 +51,10 @@ class LinkPrediction(nn.Module):
             own. Every segment above is a branch, a model by itself: its loss is the one of its size, and the
             score of such a size is the mean of trunk and branches by dims, which `join` writes into its
             relations (docs/med.md). None: all sizes.
+        logq_correction: Whether the softmax over an answer and N uniform negatives stands for the one over
+            all E entities: log((E - 1) / N) is added to the scores of negatives, minus the log of how often
+            each other entity is expected among them (Bengio and Senecal, 2008,
+            https://doi.org/10.1109/TNN.2007.912312). Without it an answer has N competitors only.
         compiled: "loss": ``torch.compile`` fuses scores and losses after the gather; without a C++ compiler
             this warns once and runs as "none". "auto": against all entities, tile by tile
             (croppable/kge/streaming.py); against negatives on the CPU, kernels that read the table's rows
@@ -59,8 +64,8 @@ class LinkPrediction(nn.Module):
             it (Adagrad, SparseAdam); where `makes_sparse` (croppable/kge/optimizing.py decides).
 
     Raises:
-        ValueError: If ``compiled`` is unknown, ``reach`` is not from 0 to 1, or the model cannot have this
-            ``trunk``.
+        ValueError: If ``compiled`` is unknown, ``reach`` is not from 0 to 1, the model cannot have this
+            ``trunk``, or ``logq_correction`` is asked of binary losses, which no other column enters.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class LinkPrediction(nn.Module):
         n3_balance: float = 2.0,
         reach: float = 1.0,
         trunk: int | None = None,
+        logq_correction: bool = False,
         compiled: Compiled = "none",
         sparse: bool = False,
     ) -> None:
@@ -86,6 +92,9 @@ class LinkPrediction(nn.Module):
             raise ValueError(f"n3 must be one weight or one per size, got {tuple(n3)} for {model.sizes}")
         if trunk is not None:
             _check_trunk(trunk, model)
+        if logq_correction and objective.task != "multiclass":
+            raise ValueError(f"logq_correction is for task='multiclass', got {objective.task!r}")
+        self.logq_correction = logq_correction
         self.n3, self.n3_balance, self.reach, self.trunk = n3, n3_balance, reach, trunk
         self.compiled: Compiled = compiled
         self.sparse = sparse
@@ -223,6 +232,10 @@ class LinkPrediction(nn.Module):
         if shared is not None:
             scores = scores.masked_fill(shared == target[:, None], MASKED)
             scores = torch.cat([score(anchor, relation, answers[:, None]), scores], -1)
+        if self.logq_correction and not against_all:
+            shift = scores.new_zeros(scores.shape[-1])
+            shift[1:] = math.log((self.model.num_entities - 1) / (len(shift) - 1))
+            scores = scores + shift
         true_column = target if against_all else torch.zeros_like(target)
         return scores, true_column, (anchor, relation, answers)
 

@@ -31,9 +31,9 @@ def step_of(
         for parameter in model.parameters():
             parameter.normal_()
     balance = options.pop("n3_balance", 1.0)
-    compiled = options.pop("compiled", "none")
+    more = {name: options.pop(name) for name in ("compiled", "logq_correction") if name in options}
     objective = MED(SIZES, task=task, **{**OFF, **options})
-    return LinkPrediction(model, objective, n3=n3, n3_balance=balance, compiled=compiled)
+    return LinkPrediction(model, objective, n3=n3, n3_balance=balance, **more)
 
 
 def nested_mean(step: LinkPrediction, loss: Any) -> Tensor:
@@ -105,6 +105,27 @@ def test_the_answer_in_a_shared_pool_is_no_negative_of_its_own_query(task: Any) 
     torch.testing.assert_close(terms["loss"], nested_mean(step, loss))
     terms["loss"].backward()
     assert all(bool(p.grad.isfinite().all()) for p in step.model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("score", ["complex", "transe-l2"])
+@pytest.mark.parametrize("relations", ["shared", "own"])
+def test_with_the_correction_every_other_entity_once_is_the_softmax_over_all(
+    score: str, relations: Any
+) -> None:
+    others = torch.tensor([[entity for entity in range(6) if entity != answer] for answer in TARGET])
+    step = step_of(score, logq_correction=True, relations=relations)
+    for negatives in (others, others.repeat(1, 3)):  # how many were sampled does not matter
+        found = step(*BATCH, negatives)["loss"]
+        torch.testing.assert_close(found, step(*BATCH)["loss"])
+        found.backward()
+    pool = step(*BATCH, POOL)["loss"]
+    torch.testing.assert_close(pool, step(*BATCH, POOL.repeat(2))["loss"])
+    assert pool > step_of(score, relations=relations)(*BATCH, POOL)["loss"] + 0.01
+
+
+def test_the_correction_is_for_the_softmax() -> None:
+    with pytest.raises(ValueError, match="logq_correction is for task='multiclass', got 'binary'"):
+        step_of(task="binary", logq_correction=True)
 
 
 @pytest.mark.parametrize("negatives", [None, NEGATIVES, POOL], ids=["all", "own", "shared"])

@@ -31,6 +31,7 @@ BAD_FLAGS = [
     ({"model": "conve"}, "argument --model: invalid choice: 'conve'"),
     ({"unknown": 3}, "--unknown"),
     ({"negatives": "shared", "filter_negatives": True}, "--filter_negatives needs --negatives uniform, got"),
+    ({"logq_correction": True}, "--loss softmax and --negatives uniform or shared, got softmax and all"),
     ({"pool_queries": 64}, "--pool_queries needs --negatives shared and at least 8 queries, got all and 64"),
     ({"negatives": "shared", "pool_queries": 4}, "at least 8 queries, got shared and 4"),
     ({"sizes": [2, 4], "n3_sizes": [0.1]}, "--n3_sizes must have one weight for each of [2, 4], got [0.1]"),
