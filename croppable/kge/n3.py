@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["n3_weights", "segment_n3"]
+__all__ = ["n3_penalty", "n3_weights", "segment_n3"]
 
 
 def segment_n3(rows: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -54,3 +54,34 @@ def n3_weights(
     else:
         weights = torch.tensor(n3)[:, None]  # by size
     return (weights * down).sum(0) / count, weights * reads / count
+
+
+def n3_penalty(
+    weights: tuple[Tensor, Tensor],
+    sizes: Sequence[int],
+    anchor: Tensor,
+    relation: Tensor,
+    answer: Tensor,
+    *,
+    own: bool = False,
+) -> Tensor:
+    """Weigh the N3 of a batch's rows.
+
+    Args:
+        weights: From `n3_weights`.
+        sizes: Ascending, K of them.
+        anchor: Rows of entities, ``[B, D(, P)]``.
+        relation: Rows of relations ``[B, D(, P)]``, or each size's own ``[K, B, D(, P)]``.
+        answer: Rows of entities, ``[B, D(, P)]``.
+        own: Whether sizes have relations of their own.
+
+    Returns:
+        A scalar.
+    """
+    of_shared, of_own = (w.to(anchor) for w in weights)
+    entities = of_shared * (segment_n3(anchor, sizes) + segment_n3(answer, sizes))
+    if own:
+        relations = of_own * torch.stack([segment_n3(each, sizes) for each in relation])
+    else:
+        relations = of_shared * segment_n3(relation, sizes)
+    return entities.sum() + relations.sum()

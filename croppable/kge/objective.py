@@ -19,7 +19,7 @@ from croppable.compiling import compile_or_not, import_kernels
 from croppable.core import Nested
 from croppable.kge import streaming
 from croppable.kge.model import KGEModel
-from croppable.kge.n3 import n3_weights, segment_n3
+from croppable.kge.n3 import n3_penalty, n3_weights
 from croppable.kge.sampling import runs_of_pools
 from croppable.kge.scores import Side
 from croppable.med import MED
@@ -264,13 +264,8 @@ class LinkPrediction(nn.Module):
             return losses
         sizes = self.nested.sizes
         weights = n3_weights(self.n3, sizes, balance=self.n3_balance, reach=self.reach, trunk=self.trunk)
-        of_entities, of_own = (w.to(anchor) for w in weights)
-        entities = of_entities * (segment_n3(anchor, sizes) + segment_n3(answer, sizes))
-        if self.model.relations == "shared":
-            relations = of_entities * segment_n3(relation, sizes)
-        else:
-            relations = of_own * torch.stack([segment_n3(each, sizes) for each in relation])
-        penalty = entities.sum() + relations.sum()
+        own = self.model.relations == "own"
+        penalty = n3_penalty(weights, sizes, anchor, relation, answer, own=own)
         return {**losses, "n3": penalty, "loss": losses["loss"] + penalty}
 
     def _streamed(

@@ -158,12 +158,15 @@ def test_n3_has_a_finite_gradient_at_zero() -> None:
     assert bool(rows.grad.isfinite().all())
 
 
+@pytest.mark.parametrize("score", ["complex", "rotate", "pairre"])  # 2 and 2 reals a dim, 2 and 1, 1 and 2
 @pytest.mark.parametrize("balance", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("negatives", [None, NEGATIVES, POOL], ids=["all", "own", "shared"])
-def test_n3_is_weighed_by_the_sizes_that_reach_a_segment(negatives: Tensor | None, balance: float) -> None:
-    step, plain = step_of(n3=0.5, n3_balance=balance), step_of()
-    model = step.model
-    entity, relation = model.entity.norm(dim=-1) ** 3, model.relation.norm(dim=-1) ** 3
+def test_n3_is_weighed_by_the_sizes_that_reach_a_segment(
+    negatives: Tensor | None, balance: float, score: str
+) -> None:
+    step, plain = step_of(score, n3=0.5, n3_balance=balance), step_of(score)
+    tables = (step.model.entity, step.model.relation)
+    entity, relation = ((t.norm(dim=-1) if t.ndim == 3 else t.abs()) ** 3 for t in tables)
     weights = torch.tensor([1, 1, 2 / 3, 2 / 3, *[1 / 3] * 4]) ** balance
     rows = (entity[ANCHOR], relation[RELATION], entity[TARGET])
     penalty = 0.5 * sum((cubes.mean(0) * weights).sum() for cubes in rows)
