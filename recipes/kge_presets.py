@@ -60,7 +60,6 @@ def curve(graph: str, n3_sizes: list[float], epochs: int) -> Config:
         learning_rate=0.5,
         lr_scheduler_type="linear",
         num_train_epochs=epochs,
-        early_stopping_patience=0,
         output_dir=f"runs/{graph}-together",
     )
 

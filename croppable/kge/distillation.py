@@ -149,7 +149,9 @@ class DistilledLinkPrediction(nn.Module):
         alone = MED((teacher.size,), task=task, mutual=0, w1=0, w2=0, w3=0, adversarial=adversarial)
         self.student = student
         n3 = student.n3 if isinstance(student.n3, int | float) else student.n3[-1]
-        self.teacher = LinkPrediction(extract(teacher, (teacher.size,)), alone, n3=n3)
+        self.teacher = LinkPrediction(
+            extract(teacher, (teacher.size,)), alone, n3=n3, logq_correction=student.logq_correction
+        )
         self.teacher.model.requires_grad_(kind == "dualde")
         self.kind: Kind = kind
         self.weight, self.temperature, self.frozen_steps = weight, temperature, frozen_steps

@@ -100,6 +100,13 @@ def test_the_gradient_keeps_its_size_at_high_temperatures(temperature: float) ->
 # --------------------------------------------------------------------------------------------------- BKD
 
 
+@pytest.mark.parametrize("negatives", NEGATIVES)
+def test_a_student_like_its_teacher_learns_nothing_from_it_whatever_corrects_the_pool(negatives: str) -> None:
+    model = model_of((2,))
+    step = DistilledLinkPrediction(student_of(model, logq_correction=True), model)
+    assert step(**batch(negatives))["soft"].item() == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("negatives", NEGATIVES)
 def test_bkd_is_the_task_loss_plus_the_distance_on_the_same_candidates(task: Any, negatives: str) -> None:
