@@ -33,10 +33,15 @@ def find_compiler() -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
-def compile_or_not(function: F) -> F:
+def compile_or_not(function: F, *, graphs: bool = False) -> F:
     """Return ``torch.compile(function)`` for static shapes, or ``function`` where there is no compiler.
 
     Every new combination of shapes compiles anew, so callers keep shapes fixed.
+
+    Args:
+        function: What is compiled.
+        graphs: Let a CUDA device replay the kernels of a call as one graph instead of being sent each of
+            them: a step of small tensors is mostly sending.
     """
     if find_compiler() is None:
         _log.warning(
@@ -44,7 +49,8 @@ def compile_or_not(function: F) -> F:
             os.environ.get("CXX") or ", ".join(COMPILERS),
         )
         return function
-    return torch.compile(function, dynamic=False)  # type: ignore[return-value]
+    mode = "reduce-overhead" if graphs else None
+    return torch.compile(function, dynamic=False, mode=mode)  # type: ignore[return-value]
 
 
 @lru_cache

@@ -6,7 +6,6 @@ ascending, B examples, C classes or candidates) of any model. `croppable.med.MED
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -66,20 +65,17 @@ def kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def dynamic_weights(sizes: Sequence[int], w3: Tensor, full: int | None = None) -> Tensor:
+def dynamic_weights(fractions_K: Tensor, w3: Tensor) -> Tensor:
     """Compute exp(w3 * d_i / d_n) for every size (paper, Eq. 7).
 
     Args:
-        sizes: The K sizes, ascending.
+        fractions_K: d_i / d_n of every size.
         w3: Scalar. Its gradient through the loss is never negative, so a learnable w3 only falls.
-        full: d_n, the full size; the last of ``sizes`` if omitted.
 
     Returns:
         ``[K]``.
     """
-    full = sizes[-1] if full is None else full
-    fractions = torch.tensor([d / full for d in sizes], dtype=w3.dtype, device=w3.device)
-    return torch.exp(w3 * fractions)
+    return torch.exp(w3 * fractions_K)
 
 
 def example_losses(outputs_KBC: Tensor, targets_B: Tensor, task: Task) -> Tensor:

@@ -71,6 +71,10 @@ class MED(nn.Module):
         ValueError: If an option is unknown, or weights and sizes differ in number.
     """
 
+    _fractions: Tensor
+    _size_weights: Tensor
+    _student_weights: Tensor
+
     def __init__(
         self,
         sizes: Sequence[int],
@@ -100,14 +104,18 @@ class MED(nn.Module):
         _check_option("mutual_reduction", mutual_reduction, ("mean", "sum"))
         self.sizes = tuple(sizes)
         weights = (1.0,) * len(self.sizes) if size_weights is None else size_weights
-        self.size_weights = _of_sizes("size_weights", weights, sizes)
         self.task, self.mutual, self.mutual_form = task, mutual, mutual_form
         self.mutual_reduction, self.teach_down = mutual_reduction, teach_down
         self.evolution_form, self.adversarial, self.distill = evolution_form, adversarial, distill
         students = (distill,) * len(self.sizes) if isinstance(distill, int | float) else distill
-        self.student_weights = _of_sizes("distill", students, sizes)
+        self.distills = any(students)
         self.teacher, self.reduction = teacher, reduction
         self.w1, self.w2, self.w3 = (nn.Parameter(torch.tensor(float(w)), learnable) for w in (w1, w2, w3))
+        # Buffers, as a tensor that is made of numbers in a step waits for the device.
+        fractions = [size / self.sizes[-1] for size in self.sizes]
+        self.register_buffer("_fractions", torch.tensor(fractions), persistent=False)
+        self.register_buffer("_size_weights", _of_sizes("size_weights", weights, sizes), persistent=False)
+        self.register_buffer("_student_weights", _of_sizes("distill", students, sizes), persistent=False)
         self.w2.requires_grad_(learnable and task == "binary")  # data parallelism wants no idle parameter
 
     def forward(self, outputs_KBC: Tensor, targets_B: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
@@ -152,8 +160,8 @@ class MED(nn.Module):
             As `terms`.
         """
         sizes = self.sizes if sizes is None else tuple(sizes)
-        constant = torch.tensor([self.size_weights[s] for s in sizes], device=improvement_K.device)
-        per_size = improvement_K * dynamic_weights(sizes, self.w3, self.sizes[-1]) * constant
+        factors = dynamic_weights(self._at(sizes, self._fractions), self.w3)
+        per_size = improvement_K * factors * self._at(sizes, self._size_weights)
         count = len(sizes) if self.reduction == "mean" else 1
         parts = {
             "evolution": per_size.sum() / count,
@@ -170,11 +178,6 @@ class MED(nn.Module):
             raise ValueError(f"outputs must be [K={len(sizes)}, B, {columns}], got {tuple(outputs)}")
         if targets != outputs[1:2]:
             raise ValueError(f"targets must be [B={outputs[1]}], one per example, got {tuple(targets)}")
-
-    @property
-    def distills(self) -> bool:
-        """Whether any size is taught."""
-        return any(self.student_weights.values())
 
     def extra_repr(self) -> str:
         """Show the switches."""
@@ -244,8 +247,12 @@ class MED(nn.Module):
     def distillation(self, distances: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
         """Weigh the distances of students to their teacher, ``[K]`` or of all but the largest, and add up."""
         sizes = self.sizes if sizes is None else sizes
-        weights = [self.student_weights[size] for size in sizes[: len(distances)]]
-        return (distances.new_tensor(weights) * distances).sum()
+        return (self._at(sizes[: len(distances)], self._student_weights) * distances).sum()
+
+    def _at(self, sizes: Sequence[int], values_K: Tensor) -> Tensor:
+        """Take the values of some of the sizes."""
+        places = [self.sizes.index(size) for size in sizes]
+        return values_K if len(places) == len(values_K) else torch.stack([values_K[p] for p in places])
 
     def _from_all(self, outputs: Tensor) -> Tensor:
         """Distance of every size to the mean of all, ``[K, B]``."""
@@ -257,10 +264,10 @@ class MED(nn.Module):
         return (p * log_p).sum(-1) - torch.einsum("bc,kbc->kb", p, outputs) + outputs.logsumexp(-1)
 
 
-def _of_sizes(name: str, values: Sequence[float], sizes: Sequence[int]) -> dict[int, float]:
+def _of_sizes(name: str, values: Sequence[float], sizes: Sequence[int]) -> Tensor:
     if len(values) != len(sizes):
         raise ValueError(f"{name} must have one value per size, got {tuple(values)} for {tuple(sizes)}")
-    return dict(zip(sizes, values, strict=True))
+    return torch.tensor(values, dtype=torch.float32)
 
 
 def _check_option(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -52,9 +52,9 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
 
 def test_dynamic_weights_grow_with_the_size() -> None:
     w3 = torch.tensor(2 * LN2)
-    assert dynamic_weights((5, 10), w3).tolist() == pytest.approx([2, 4])
-    assert dynamic_weights((5, 10), w3, full=20).tolist() == pytest.approx([2**0.5, 2])
-    assert dynamic_weights((5, 10), torch.tensor(0.0)).tolist() == [1, 1]
+    fractions = torch.tensor([0.25, 0.5, 1.0])
+    assert dynamic_weights(fractions, w3).tolist() == pytest.approx([2**0.5, 2, 4])
+    assert dynamic_weights(fractions, torch.tensor(0.0)).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(

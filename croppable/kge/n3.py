@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["n3_penalty", "n3_weights", "segment_n3"]
+__all__ = ["N3Penalty", "n3_weights", "segment_n3"]
 
 
 def segment_n3(rows: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -56,32 +56,35 @@ def n3_weights(
     return (weights * down).sum(0) / count, weights * reads / count
 
 
-def n3_penalty(
-    weights: tuple[Tensor, Tensor],
-    sizes: Sequence[int],
-    anchor: Tensor,
-    relation: Tensor,
-    answer: Tensor,
-    *,
-    own: bool = False,
-) -> Tensor:
-    """Weigh the N3 of a batch's rows.
+class N3Penalty(nn.Module):
+    """The weighted N3 of a batch's rows.
 
     Args:
-        weights: From `n3_weights`.
         sizes: Ascending, K of them.
-        anchor: Rows of entities, ``[B, D(, P)]``.
-        relation: Rows of relations ``[B, D(, P)]``, or each size's own ``[K, B, D(, P)]``.
-        answer: Rows of entities, ``[B, D(, P)]``.
-        own: Whether sizes have relations of their own.
-
-    Returns:
-        A scalar.
+        weights: From `n3_weights`; kept as buffers, for a copy to the device in a step waits for it.
     """
-    of_shared, of_own = (w.to(anchor) for w in weights)
-    entities = of_shared * (segment_n3(anchor, sizes) + segment_n3(answer, sizes))
-    if own:
-        relations = of_own * torch.stack([segment_n3(each, sizes) for each in relation])
-    else:
-        relations = of_shared * segment_n3(relation, sizes)
-    return entities.sum() + relations.sum()
+
+    of_shared: Tensor
+    of_own: Tensor
+
+    def __init__(self, sizes: Sequence[int], weights: tuple[Tensor, Tensor]) -> None:
+        super().__init__()
+        self.sizes = tuple(sizes)
+        self.register_buffer("of_shared", weights[0], persistent=False)
+        self.register_buffer("of_own", weights[1], persistent=False)
+
+    def forward(self, anchor: Tensor, relation: Tensor, answer: Tensor, *, own: bool = False) -> Tensor:
+        """Compute the penalty, a scalar.
+
+        Args:
+            anchor: Rows of entities, ``[B, D(, P)]``.
+            relation: Rows of relations ``[B, D(, P)]``, or each size's own ``[K, B, D(, P)]``.
+            answer: Rows of entities, ``[B, D(, P)]``.
+            own: Whether sizes have relations of their own.
+        """
+        entities = self.of_shared * (segment_n3(anchor, self.sizes) + segment_n3(answer, self.sizes))
+        if own:
+            relations = self.of_own * torch.stack([segment_n3(each, self.sizes) for each in relation])
+        else:
+            relations = self.of_shared * segment_n3(relation, self.sizes)
+        return entities.sum() + relations.sum()

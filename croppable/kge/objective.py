@@ -19,7 +19,7 @@ from croppable.compiling import compile_or_not, import_kernels
 from croppable.core import Nested
 from croppable.kge import streaming
 from croppable.kge.model import KGEModel
-from croppable.kge.n3 import n3_penalty, n3_weights
+from croppable.kge.n3 import N3Penalty, n3_weights
 from croppable.kge.sampling import runs_of_pools
 from croppable.kge.scores import Side
 from croppable.med import MED
@@ -96,6 +96,9 @@ class LinkPrediction(nn.Module):
             raise ValueError(f"logq_correction is for task='multiclass', got {objective.task!r}")
         self.logq_correction = logq_correction
         self.n3, self.n3_balance, self.reach, self.trunk = n3, n3_balance, reach, trunk
+        self.penalty = N3Penalty(
+            model.sizes, n3_weights(n3, model.sizes, balance=n3_balance, reach=reach, trunk=trunk)
+        )
         self.compiled: Compiled = compiled
         self.sparse = sparse
         self._compiled_loss: Callable[..., dict[str, Tensor]] | None = None
@@ -178,7 +181,8 @@ class LinkPrediction(nn.Module):
         gathered = self._gather(anchor, relation, target, negatives, side)
         loss = self._loss_of_rows
         if self.compiled == "loss" or (self.compiled == "auto" and anchor.device.type != "cpu"):
-            self._compiled_loss = self._compiled_loss or compile_or_not(self._loss_of_rows)
+            graphs = self.compiled == "auto" and anchor.device.type == "cuda"
+            self._compiled_loss = self._compiled_loss or compile_or_not(self._loss_of_rows, graphs=graphs)
             loss = self._compiled_loss
         return loss(*gathered)
 
@@ -262,10 +266,7 @@ class LinkPrediction(nn.Module):
         """Add N3 of the rows of anchors, relations and answers to "loss"."""
         if not self.n3:
             return losses
-        sizes = self.nested.sizes
-        weights = n3_weights(self.n3, sizes, balance=self.n3_balance, reach=self.reach, trunk=self.trunk)
-        own = self.model.relations == "own"
-        penalty = n3_penalty(weights, sizes, anchor, relation, answer, own=own)
+        penalty = self.penalty(anchor, relation, answer, own=self.model.relations == "own")
         return {**losses, "n3": penalty, "loss": losses["loss"] + penalty}
 
     def _streamed(

@@ -144,7 +144,9 @@ def batches(
     if mixed:
         yield from _mixed(triples, rows, rank, world, first, start_step, generator)
         return
-    permutations = {side: torch.randperm(len(triples), generator=generator) for side in SIDES}
+    permutations = {
+        side: torch.randperm(len(triples), generator=generator).to(triples.device) for side in SIDES
+    }
     sides = [SIDES[place % 2] for place in torch.randperm(per_epoch, generator=generator).tolist()]
     done = dict.fromkeys(SIDES, 0)
     share = rows // world
@@ -153,8 +155,8 @@ def batches(
         done[side] += 1
         if step < start_step:
             continue
-        places = torch.arange(begin, begin + share) % len(triples)
-        head, relation, tail = triples[permutations[side][places].to(triples.device)].unbind(1)
+        places = torch.arange(begin, begin + share, device=triples.device) % len(triples)
+        head, relation, tail = triples[permutations[side][places]].unbind(1)
         anchor, target = (head, tail) if side == "tail" else (tail, head)
         yield Batch(anchor, relation, target, side, step)
 
@@ -164,13 +166,13 @@ def _mixed(
 ) -> Iterator[Batch]:
     """Yield an epoch of batches that ask for both sides, as `batches` does."""
     total = 2 * len(triples)
-    permutation = torch.randperm(total, generator=generator)
+    permutation = torch.randperm(total, generator=generator).to(triples.device)
     share = rows // world
     for i in range(2 * -(-len(triples) // rows)):
         if first + i < start_step:
             continue
         begin = i * rows + rank * share
-        query = permutation[torch.arange(begin, begin + share) % total].to(triples.device)
+        query = permutation[torch.arange(begin, begin + share, device=triples.device) % total]
         asks_head = query >= len(triples)
         head, relation, tail = triples[query % len(triples)].unbind(1)
         anchor, target = torch.where(asks_head, tail, head), torch.where(asks_head, head, tail)
