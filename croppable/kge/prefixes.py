@@ -79,9 +79,8 @@ def damped(rows: Tensor, sizes: Sequence[int], reach: float, parts: int) -> Tens
     """
     widths = [b - a for a, b in zip((0, *sizes), sizes, strict=False)]
     factors = [reach ** (len(sizes) - k) for k in range(1, len(sizes) + 1)]
-    per_dim = torch.tensor(factors, dtype=rows.dtype, device=rows.device).repeat_interleave(
-        torch.tensor(widths, device=rows.device)
-    )
+    # A tensor that is made of numbers, or of repetitions that a tensor counts, would wait for the device.
+    per_dim = torch.cat([rows.new_full((w,), f) for w, f in zip(widths, factors, strict=True)])
     return torch.lerp(rows.detach(), rows, per_dim if parts == 1 else per_dim[:, None])
 
 
