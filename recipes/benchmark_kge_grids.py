@@ -166,19 +166,24 @@ def tuned_grid() -> Grid:
                 lines=lines, seeds=(0, 1, 2, 3))  # fmt: skip
 
 
-def curve_grid(graph: str, *flags: str) -> Grid:
-    """ComplEx at 10 to 200 reals per entity, from one run of the preset, with and without its correction."""
-    common = ("--preset", f"{graph}-complex-together", *flags)
+def curve_grid(graph: str, *flags: str, gpu: bool = False) -> Grid:
+    """ComplEx from 10 reals per entity on, from one run of the preset, with and without its correction.
+
+    On a GPU every line has the correction.
+    """
+    scale, reals = ("-gpu", "1,000") if gpu else ("", "200")
+    common = ("--preset", f"{graph}-complex-together{scale}", *flags)
     apart = ("--trunk", "0", "--relations", "shared", "--reach", "1")
+    suffixes = {True: ("", "")} if gpu else {False: ("", ""), True: ("-logq", ", logQ correction")}
     lines = tuple(
         line(objective, *common, *(() if objective == "trunk" else apart), "--logq_correction", str(logq),
-             name=f"{objective}-logq" if logq else objective,
-             title=f"{NAMES[objective]}{', logQ correction' if logq else ''}")
+             name=f"{objective}{name}", title=f"{NAMES[objective]}{title}")
         for objective in ("separate", "nested", "trunk")
-        for logq in (False, True)
+        for logq, (name, title) in suffixes.items()
     )  # fmt: skip
-    title = f"{graph}, ComplEx, 10 to 200 reals"
-    return Grid(name=f"{graph}-curve", title=title, graph=graph, lines=lines)
+    where = ", scale of minutes of a GPU" if gpu else ""
+    title = f"{graph}, ComplEx, 10 to {reals} reals{where}"
+    return Grid(name=f"{graph}-curve{scale}", title=title, graph=graph, lines=lines)
 
 
 def distance_grid(graph: str, score: str, scale: str, budget: tuple[str, ...]) -> Grid:
@@ -327,6 +332,8 @@ TABLES = [
     *(distance_grid(graph, score, "paper", PAPER[score]) for graph, score in SMALL),
     curve_grid("wn18rr", "--eval_epochs", "5"),
     curve_grid("fb15k-237", "--eval_epochs", "2"),
+    curve_grid("wn18rr", "--eval_epochs", "20", gpu=True),
+    curve_grid("fb15k-237", "--eval_epochs", "10", gpu=True),
     # The ranks of facebookresearch/kbc, against every entity; for a GPU.
     complex_grid("wn18rr", "wn18rr-complex-med-full", {"": 0.1, "-weak": 0.05}, name="wn18rr-full"),
     complex_grid("fb15k-237", "fb15k-237-complex-med-full", {"": 0.05, "-weak": 0.02}, name="fb15k-237-full"),

@@ -84,3 +84,25 @@ def test_the_compiled_loss_has_the_values_and_gradients_of_the_specification() -
     assert results[0].keys() == results[1].keys()
     for name, value in results[0].items():
         torch.testing.assert_close(results[1][name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_graphs_are_asked_of_the_compiler(monkeypatch: pytest.MonkeyPatch, graphs: bool) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(compiling, "find_compiler", lambda: "some compiler")
+    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(options) or function)
+    compiling.compile_or_not(len, graphs=graphs)
+    assert asked == [{"dynamic": False, "mode": "reduce-overhead" if graphs else None}]
+
+
+def test_a_step_with_a_trunk_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = CompileCounterWithBackend("eager")
+    compile_it = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_it(f, backend=counter, **options))
+    torch.manual_seed(0)
+    model = KGEModel(20, 3, SIZES, "complex", relations="own")
+    objective = MED(SIZES, task="multiclass", mutual=0.0, distill=1.0, teacher="ensemble")
+    step = LinkPrediction(model, objective, trunk=4, reach=0.5, n3=(0.1, 0.2, 0.3), compiled="loss")
+    anchor, relation, target, _ = batch_of(0)
+    assert torch.isfinite(step(anchor, relation, target, torch.arange(9))["loss"])
+    assert counter.frame_count == 1

@@ -139,3 +139,21 @@ def test_a_trunk_needs_a_product_and_relations_of_each_size(score: str, relation
     model = model_of(score, relations=relations)
     with pytest.raises(ValueError, match=f"got '{score}' with relations='{relations}'"):
         LinkPrediction(model, MED(SIZES, **OFF), trunk=4)
+
+
+def test_a_step_makes_no_tensor_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a tensor is copied to the device, and the step waits until that is done."""
+    objective = MED(SIZES, task="multiclass", distill=1.0, teacher="ensemble", size_weights=(1, 2, 2, 1))
+    n3 = (0.4, 0.3, 0.2, 0.1)
+    step = LinkPrediction(model_of(), objective, trunk=4, reach=0.5, n3=n3, logq_correction=True)
+    expected = step(ANCHOR, RELATION, TARGET, torch.arange(9), SIDE)["loss"]
+
+    def refuse(*_args: Any, **_options: Any) -> None:
+        raise AssertionError("made of numbers")
+
+    for place, name in ((torch, "tensor"), (torch, "as_tensor"), (torch.Tensor, "new_tensor")):
+        monkeypatch.setattr(place, name, refuse)
+    monkeypatch.setattr(torch, "repeat_interleave", refuse)
+    monkeypatch.setattr(torch.Tensor, "repeat_interleave", refuse)
+    negatives = torch.arange(9)
+    assert torch.equal(step(ANCHOR, RELATION, TARGET, negatives, SIDE)["loss"], expected)
