@@ -172,7 +172,7 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "fb15k-237-complex-together": lambda: curve("fb15k-237", [0.02, 0.04, 0.04, 0.05, 0.05], 7),
     "wn18rr-complex-together-gpu": lambda: curve_on_gpu("wn18rr", [0.01, 0.06, 0.08, 0.1, 0.1, 0.1], 40),
     "fb15k-237-complex-together-gpu": lambda: curve_on_gpu(
-        "fb15k-237", [0.02, 0.04, 0.04, 0.05, 0.05, 0.05], 20
+        "fb15k-237", [0.01, 0.04, 0.04, 0.05, 0.05, 0.05], 20
     ),
     "wn18rr-complex-med-full": lambda: full(n3=0.1, output_dir="runs/wn18rr-complex-full"),
     "fb15k-237-complex-med-full": lambda: full(n3=0.05, output_dir="runs/fb15k-237-complex-full"),
