@@ -179,12 +179,13 @@ class LinkPrediction(nn.Module):
             if losses is not None:
                 return losses
         gathered = self._gather(anchor, relation, target, negatives, side)
-        loss = self._loss_of_rows
-        if self.compiled == "loss" or (self.compiled == "auto" and anchor.device.type != "cpu"):
-            graphs = self.compiled == "auto" and anchor.device.type == "cuda"
-            self._compiled_loss = self._compiled_loss or compile_or_not(self._loss_of_rows, graphs=graphs)
-            loss = self._compiled_loss
-        return loss(*gathered)
+        if self.compiled == "none" or (self.compiled == "auto" and anchor.device.type == "cpu"):
+            return self._loss_of_rows(*gathered)
+        graphs = self.compiled == "auto" and anchor.device.type == "cuda"
+        self._compiled_loss = self._compiled_loss or compile_or_not(self._loss_of_rows, graphs=graphs)
+        losses = self._compiled_loss(*gathered)
+        # The next replay of a graph writes where this one did.
+        return {name: value.clone() for name, value in losses.items()} if graphs else losses
 
     def scores(
         self,
