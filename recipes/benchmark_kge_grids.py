@@ -161,6 +161,8 @@ def tuned_grid() -> Grid:
         line("trunk", *preset, *linear, *strong, title=f"{NAMES['trunk']}, linear decay"),
         line("trunk", *preset, *strong, name="trunk-constant"),
         line("trunk", *preset, name="trunk-weak", title=f"{NAMES['trunk']}, weaker N3 from 40 dims on"),
+        line("trunk", *preset, "--size_weights", "0.7", "1", "3", "2.5", "1", name="trunk-weighed",
+             title=f"{NAMES['trunk']}, weaker N3 and larger losses from 40 dims on"),
     )  # fmt: skip
     return Grid(name="codex-s-tuned", title="codex-s, ComplEx, rate and N3 tuned", graph="codex-s",
                 lines=lines, seeds=(0, 1, 2, 3))  # fmt: skip

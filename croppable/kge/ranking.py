@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 
 # Scores held at once by the reference, in numbers: 2**26 float32 are 256 MiB.
 _SCORES_AT_ONCE = 2**26
+_TERMS_IN_CACHE = 2**20  # of a distance, one for every query, candidate and dim; more are slower on a CPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +100,9 @@ def rank_triples(
         triples: The triples to rank [T, 3], integers, (head, relation, tail).
         known: All true triples, those of train, valid and test, on the CPU: the filter.
         sizes: Ascending sizes to rank at; default ``model.sizes``.
-        batch_size: Queries held at once; default: compiled 2048, reference as many as keep the scores
-            within 256 MiB.
+        batch_size: Queries held at once; default: compiled 2048, reference as many as keep the scores within
+            256 MiB, and the terms of a distance (one for every query, candidate and dim) within 4 MiB on
+            the CPU and 256 MiB elsewhere.
         candidate_chunk: Candidate entities held at once.
         compiled: Whether the compiled kernel may be used.
         progress: Show a progress bar; ask for it on the main process only.
@@ -143,9 +145,9 @@ def count_reference(
 
     Arguments as in `rank_triples`; ``advance`` is called with the number of triples done.
     """
-    num_entities, full = int(model.num_entities), int(model.size)  # type: ignore[arg-type]
+    full = int(model.size)  # type: ignore[arg-type]
     score_at = getattr(model, "forward_nested", None) or Nested(model, sorted({*sizes, full})).at
-    batch_size = batch_size or max(1, _SCORES_AT_ONCE // (len(sizes) * num_entities))
+    batch_size = batch_size or _queries_at_once(model, sizes, candidate_chunk)
     counts: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(triples), batch_size):
         batch = triples[start : start + batch_size]
@@ -155,6 +157,17 @@ def count_reference(
         advance(len(batch))
     greater_KT, equal_KT = (torch.cat(batches, 1) for batches in zip(*counts, strict=True))
     return greater_KT, equal_KT
+
+
+def _queries_at_once(model: nn.Module, sizes: tuple[int, ...], candidate_chunk: int) -> int:
+    """As many queries as keep the scores bounded, and the terms of every dim where a forward makes them."""
+    most = _SCORES_AT_ONCE // (len(sizes) * int(model.num_entities))  # type: ignore[arg-type]
+    function = getattr(model, "function", None)
+    if function is not None and not function.product:
+        cached = next(model.parameters()).device.type == "cpu"
+        terms = _TERMS_IN_CACHE if cached else _SCORES_AT_ONCE
+        most = min(most, terms // (candidate_chunk * sizes[-1]))
+    return max(1, most)
 
 
 def _count_each(

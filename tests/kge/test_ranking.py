@@ -360,3 +360,18 @@ def test_progress_bar_only_on_demand(capfd: pytest.CaptureFixture[str]) -> None:
         rank_triples(valued_model([1, 2, 3]), asked, KnownTriples(asked, 3, 1), progress=progress)
         shown = capfd.readouterr().err
         assert ("4/4" in shown) is progress, shown
+
+
+@pytest.mark.parametrize(("score", "together"), [("pairre", 2), ("complex", 30)])
+def test_a_distance_asks_few_queries_at_once(
+    monkeypatch: pytest.MonkeyPatch, score: str, together: int
+) -> None:
+    monkeypatch.setattr(ranking, "_TERMS_IN_CACHE", 2 * 25 * 8)  # two queries of 25 candidates and 8 dims
+    test = random_triples(30, 4, 30)
+    model = integer_model(score, (4, 8), 30)
+    asked: list[int] = []
+    score_all = model.forward_nested
+    monkeypatch.setattr(model, "forward_nested", lambda *a: asked.append(len(a[1])) or score_all(*a))
+    rank_triples(model, test, KnownTriples(test, 30, 4), candidate_chunk=25, compiled=False)
+    assert max(asked) == together
+    assert sum(asked) == 2 * 2 * len(test)  # two chunks of candidates, two sides
