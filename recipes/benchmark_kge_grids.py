@@ -144,6 +144,7 @@ def tuned_grid() -> Grid:
     """ComplEx on CoDEx-S at the learning rate and with the N3 of every size that validation chose."""
     common = ("--preset", "codex-s-complex-med", "--learning_rate", "0.2", "--eval_epochs", "2")
     linear = ("--lr_scheduler_type", "linear")
+    fast = ("--learning_rate", "0.5", *linear)
     own = ("--n3_sizes", "0.05", "0.03", "0.01", "0.006")
     preset = ("--preset", "codex-s-complex-together", "--eval_epochs", "2")
     strong = ("--n3_sizes", "0.028", "0.03", "0.02", "0.012", "0.006")
@@ -161,8 +162,12 @@ def tuned_grid() -> Grid:
         line("trunk", *preset, *linear, *strong, title=f"{NAMES['trunk']}, linear decay"),
         line("trunk", *preset, *strong, name="trunk-constant"),
         line("trunk", *preset, name="trunk-weak", title=f"{NAMES['trunk']}, weaker N3 from 40 dims on"),
-        line("trunk", *preset, "--size_weights", "0.7", "1", "3", "2.5", "1", name="trunk-weighed",
-             title=f"{NAMES['trunk']}, weaker N3 and larger losses from 40 dims on"),
+        line("separate", *common, *fast, *own, "0.01", name="separate-fast",
+             title=f"{NAMES['separate']}, N3 of every size, rate 0.5, linear decay"),
+        line("nested", *common, *fast, name="nested-fast",
+             title=f"{NAMES['nested']}, rate 0.5, linear decay"),
+        line("trunk", *preset, *fast, name="trunk-fast",
+             title=f"{NAMES['trunk']}, weaker N3 from 40 dims on, rate 0.5, linear decay"),
     )  # fmt: skip
     return Grid(name="codex-s-tuned", title="codex-s, ComplEx, rate and N3 tuned", graph="codex-s",
                 lines=lines, seeds=(0, 1, 2, 3))  # fmt: skip
