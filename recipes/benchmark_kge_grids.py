@@ -146,7 +146,8 @@ def tuned_grid() -> Grid:
     linear = ("--lr_scheduler_type", "linear")
     fast = ("--learning_rate", "0.5", *linear)
     own = ("--n3_sizes", "0.05", "0.03", "0.01", "0.006")
-    preset = ("--preset", "codex-s-complex-together", "--eval_epochs", "2")
+    slow = ("--learning_rate", "0.2", "--lr_scheduler_type", "constant")
+    preset = ("--preset", "codex-s-complex-together", *slow, "--eval_epochs", "2")
     strong = ("--n3_sizes", "0.028", "0.03", "0.02", "0.012", "0.006")
     lines = (
         line("separate", *common, *own, "0.006", title=f"{NAMES['separate']}, N3 of every size"),

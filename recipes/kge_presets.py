@@ -37,7 +37,8 @@ def codex_s_together() -> Config:
         distill_from="ensemble",
         size_weights=[0.7, 1.0, 2.0, 2.0, 1.0],
         n3_sizes=[0.028, 0.03, 0.012, 0.008, 0.004],
-        learning_rate=0.2,
+        learning_rate=0.5,
+        lr_scheduler_type="linear",
         output_dir="runs/codex-s-together",
     )
 
@@ -57,8 +58,6 @@ def curve(graph: str, n3_sizes: list[float], epochs: int) -> Config:
         num_negatives=500,
         logq_correction=True,
         per_device_train_batch_size=500,
-        learning_rate=0.5,
-        lr_scheduler_type="linear",
         num_train_epochs=epochs,
         output_dir=f"runs/{graph}-together",
     )
