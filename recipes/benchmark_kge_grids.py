@@ -155,7 +155,8 @@ def tuned_grid() -> Grid:
              title=f"{NAMES['separate']}, N3 of every size, linear decay"),
         *(line(objective, *common, *decay, name=f"{objective}{suffix}", title=f"{NAMES[objective]}{title}")
           for objective in ("nested", "med")
-          for suffix, title, decay in (("", "", ()), ("-linear", ", linear decay", linear))),
+          for suffix, title, decay in (("", "", ()), ("-linear", ", linear decay", linear),
+                                       ("-fast", ", rate 0.5, linear decay", fast))),
         line("together", *preset, *linear, "--trunk", "0", "--reach", "0.25",
              "--size_weights", "1", "1", "1", "1", "1",
              "--n3_sizes", "0.04", "0.03", "0.01", "0.006", "0.004",
@@ -165,8 +166,6 @@ def tuned_grid() -> Grid:
         line("trunk", *preset, name="trunk-weak", title=f"{NAMES['trunk']}, weaker N3 from 40 dims on"),
         line("separate", *common, *fast, *own, "0.01", name="separate-fast",
              title=f"{NAMES['separate']}, N3 of every size, rate 0.5, linear decay"),
-        line("nested", *common, *fast, name="nested-fast",
-             title=f"{NAMES['nested']}, rate 0.5, linear decay"),
         line("trunk", *preset, *fast, name="trunk-fast",
              title=f"{NAMES['trunk']}, weaker N3 from 40 dims on, rate 0.5, linear decay"),
     )  # fmt: skip
@@ -175,11 +174,8 @@ def tuned_grid() -> Grid:
 
 
 def curve_grid(graph: str, *flags: str, gpu: bool = False) -> Grid:
-    """ComplEx from 10 reals per entity on, from one run of the preset, with and without its correction.
-
-    On a GPU every line has the correction.
-    """
-    scale, reals = ("-gpu", "1,000") if gpu else ("", "200")
+    """ComplEx from 10 reals per entity on, one run of the preset, corrected; on a CPU also without."""
+    scale, reals, where = ("-gpu", "1,000", ", scale of minutes of a GPU") if gpu else ("", "200", "")
     common = ("--preset", f"{graph}-complex-together{scale}", *flags)
     apart = ("--trunk", "0", "--relations", "shared", "--reach", "1")
     suffixes = {True: ("", "")} if gpu else {False: ("", ""), True: ("-logq", ", logQ correction")}
@@ -189,7 +185,6 @@ def curve_grid(graph: str, *flags: str, gpu: bool = False) -> Grid:
         for objective in ("separate", "nested", "trunk")
         for logq, (name, title) in suffixes.items()
     )  # fmt: skip
-    where = ", scale of minutes of a GPU" if gpu else ""
     title = f"{graph}, ComplEx, 10 to {reals} reals{where}"
     return Grid(name=f"{graph}-curve{scale}", title=title, graph=graph, lines=lines)
 

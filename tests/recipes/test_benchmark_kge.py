@@ -49,7 +49,7 @@ def test_all_lines_of_a_table_have_one_budget(grids: ModuleType, tmp_path: Path)
         tuning = grid.name == "codex-s-tuning"  # of every score for itself
         compared = {"negatives", "num_negatives"} if "-pool" in grid.name else set()
         compared |= {"margin", "learning_rate"} if tuning else set()
-        compared |= {"lr_scheduler_type"} if grid.name == "codex-s-tuned" else set()
+        compared |= {"lr_scheduler_type", "learning_rate"} if grid.name == "codex-s-tuned" else set()
         found = {
             (line.family if tuning else "", *(getattr(config, key) for key in budget if key not in compared))
             for line, config in zip(grid.lines, configs, strict=True)
@@ -60,6 +60,21 @@ def test_all_lines_of_a_table_have_one_budget(grids: ModuleType, tmp_path: Path)
             searched.setdefault(config.objective, set()).add(config.n3)
         trained = [searched[name] for name in ("separate", "nested", "med") if name in searched]
         assert all(space == trained[0] for space in trained), grid.name
+
+
+def test_separate_training_is_searched_over_the_rates_of_the_others(
+    grids: ModuleType, tmp_path: Path
+) -> None:
+    from kge_presets import parse_config
+
+    rates: dict[str, set[tuple[float, str]]] = {}
+    for line in grids.GRIDS["codex-s-tuned"].lines:
+        config = parse_config([*line.flags, "--output_dir", str(tmp_path / "out")], "")
+        rates.setdefault(line.family, set()).add((config.learning_rate, config.lr_scheduler_type))
+    three = {(0.2, "constant"), (0.2, "linear"), (0.5, "linear")}
+    assert rates == dict.fromkeys(("separate", "nested", "med", "trunk"), three) | {
+        "together": {(0.2, "linear")}
+    }
 
 
 def test_the_grids_hold_what_the_paper_compares(grids: ModuleType) -> None:
