@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
+from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -37,12 +38,20 @@ from croppable.kge.model import KGEModel
 from croppable.kge.objective import LinkPrediction
 from croppable.kge.optimizing import make_optimizer
 from croppable.kge.ranking import rank_triples
+from croppable.kge.scores import SCORES
 from croppable.med import MED
 from croppable.reader import read_metrics
 from croppable.state import StateFolder
 from croppable.training import FitResult, TrainingError, fit, linear_schedule
 
 Result = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # rows of metrics.json, history
+
+
+def unit_size(config: Config) -> float | None:
+    """Return the dims whose scale is one at first: of all sizes, so that one alone has its scale there."""
+    if config.calibration == "none" or not SCORES[config.model].distance:
+        return None
+    return geometric_mean(config.sizes) if config.calibration == "fixed" else config.sizes[-1]
 
 
 def build_step(config: Config, task: Task, sizes: tuple[int, ...]) -> LinkPrediction:
@@ -57,6 +66,7 @@ def build_step(config: Config, task: Task, sizes: tuple[int, ...]) -> LinkPredic
         calibration=config.calibration,
         relations=config.relations,
         init_scale=config.init_scale,
+        unit_size=unit_size(config),
     )
     med = config.objective == "med"
     trunk = config.trunk or sizes[-1]  # branches learn from labels alone

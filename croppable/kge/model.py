@@ -49,13 +49,15 @@ class KGEModel(nn.Module):
             at every size.
         reciprocal: Keep a second set of relations that answers the head side (Lacroix et al., arXiv
             1806.07297, section 5).
-        calibration: Numbers per size: "none"; a "fixed" scale, inverse to the size and 1 at the geometric
-            mean of all sizes, which evens out that a sum grows with its dims and is "none" at one size; a
-            learnable "scale"; or "affine" for a learnable scale and offset.
+        calibration: Numbers per size: "none"; a "fixed" scale, inverse to the size, which evens out that a
+            sum grows with its dims; a learnable "scale"; or "affine" for a learnable scale and offset.
         relations: "shared" by all sizes, or a table of their "own" for each.
         init_scale: Standard deviation of products' tables (default 1e-3, as facebookresearch/kbc), or half
             width of distances' uniform ones (default (margin + 2) / dims, as the authors' RotatE, of the size
             whose scale is 1).
+        unit_size: The dims whose distance has a scale of 1 to begin with; default: the geometric mean of the
+            sizes for "fixed", else the last. A model of one size has with it the scale of that size among
+            others. Ignored without calibration, and by products.
 
     Raises:
         ValueError: If a count or size is not positive, sizes are not ascending, or a name is unknown.
@@ -77,6 +79,7 @@ class KGEModel(nn.Module):
         calibration: Calibration = "none",
         relations: Relations = "shared",
         init_scale: float | None = None,
+        unit_size: float | None = None,
     ) -> None:
         super().__init__()
         if score not in SCORES:
@@ -91,12 +94,14 @@ class KGEModel(nn.Module):
             )
         if relations not in get_args(Relations):
             raise ValueError(f"relations must be one of {', '.join(get_args(Relations))}, got {relations!r}")
+        if unit_size is not None and unit_size <= 0:
+            raise ValueError(f"unit_size must be a positive number of dims, got {unit_size}")
         self.num_entities, self.num_relations = num_entities, num_relations
         self.sizes = validate_sizes(sizes, sizes[-1] if sizes else 0)
         self.score, self.margin, self.reciprocal = score, margin, reciprocal
         self.calibration: Calibration = calibration
         self.relations: Relations = relations
-        self.init_scale = init_scale
+        self.init_scale, self.unit_size = init_scale, unit_size
         self.labels: Any = None  # names of entities and relations, for people; set by whoever has them
         function = SCORES[score]
         rows = 2 * num_relations if reciprocal else num_relations
@@ -132,7 +137,8 @@ class KGEModel(nn.Module):
     def like(self, sizes: Sequence[int], **changes: Any) -> Self:
         """Build a model of ``sizes`` with the other arguments of this one, but for ``changes``."""
         options = {"margin": self.margin, "reciprocal": self.reciprocal, "calibration": self.calibration,
-                   "relations": self.relations, "init_scale": self.init_scale}  # fmt: skip
+                   "relations": self.relations, "init_scale": self.init_scale,
+                   "unit_size": self.unit_size}  # fmt: skip
         other = type(self)(self.num_entities, self.num_relations, sizes, self.score, **(options | changes))
         other.labels = self.labels
         return other
@@ -157,7 +163,8 @@ class KGEModel(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw the tables anew from torch's global generator."""
-        unit = statistics.geometric_mean(self.sizes) if self.calibration == "fixed" else self.size
+        usual = statistics.geometric_mean(self.sizes) if self.calibration == "fixed" else self.size
+        unit = self.unit_size if self.unit_size and self.calibration != "none" else usual
         if self.function.distance:
             width = (self.margin + 2) / unit if self.init_scale is None else self.init_scale
             self.entity.uniform_(-width, width)
@@ -252,14 +259,26 @@ class KGEModel(nn.Module):
         """Return the form of the score function: inverse relations always ask for tails."""
         return side if isinstance(side, str) and not self.reciprocal else "tail"
 
-    def calibrate(self, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return factor and offset of the scores at ``sizes``, ``[K]`` each; the margin is in the offset."""
+    def calibrate(self, sizes: Sequence[int], trunk: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return factor and offset of the scores at ``sizes``, ``[K]`` each; the margin is in the offset.
+
+        Above ``trunk`` a distance has the scale of as many dims as its last segment has.
+        """
         shift = self.entity.new_full((len(sizes),), self.margin)
         if self.calibration == "none":
             return torch.ones_like(shift), shift
         index = [self.sizes.index(size) for size in sizes]
         shift = shift + self.offset[index] if self.calibration == "affine" else shift
-        return self.log_scale[index].exp(), shift
+        scale = self.log_scale[index].exp()
+        if trunk is not None and self.function.distance:
+            starts = [self._start(size, trunk) for size in sizes]
+            each = zip(scale, sizes, starts, strict=True)
+            scale = torch.stack([factor * (size / (size - start)) for factor, size, start in each])
+        return scale, shift
+
+    def _start(self, size: int, trunk: int | None) -> int:
+        """The first dim that a size is trained with: above ``trunk`` of its last segment."""
+        return self.sizes[self.sizes.index(size) - 1] if trunk is not None and size > trunk else 0
 
     def score_rows(
         self,
@@ -278,7 +297,7 @@ class KGEModel(nn.Module):
         Sizes above ``trunk`` are scored with their last segment alone.
         """
         form, rows = self.form(side), (anchor_rows, relation_rows, candidate_rows)
-        if self.relations == "own" or reach != 1:
+        if self.relations == "own" or reach != 1 or trunk is not None:
             each = (self.rows_at(size, *rows, reach, trunk) for size in sizes)
             raw = torch.stack(
                 [scores_at(self.function, s, *some, form) for s, some in zip(sizes, each, strict=True)]
@@ -287,7 +306,7 @@ class KGEModel(nn.Module):
             raw = prefix_scores(self.function, sizes, *rows, form)
         if self.calibration == "none":
             return raw + self.margin if self.margin else raw
-        scale, shift = self.calibrate(sizes)
+        scale, shift = self.calibrate(sizes, trunk)
         return raw * scale[:, None, None] + shift[:, None, None]
 
     def rows_at(
@@ -303,13 +322,11 @@ class KGEModel(nn.Module):
 
         Above ``trunk`` they are those of the last segment alone.
         """
-        place, function = self.sizes.index(size), self.function
-        alone = trunk is not None and size > trunk
-        start = self.sizes[place - 1] if alone else 0
+        place, function, start = self.sizes.index(size), self.function, self._start(size, trunk)
         anchor, candidates = (_span(x, start, size, function.entity_parts) for x in (anchor, candidates))
         own = self.relations == "own"
         relation = _span(relation[place] if own else relation, start, size, function.relation_parts)
-        if reach != 1 and not alone:
+        if reach != 1 and not start:
             cuts = self.sizes[: place + 1]
             anchor, candidates = (damped(x, cuts, reach, function.entity_parts) for x in (anchor, candidates))
             relation = relation if own else damped(relation, cuts, reach, function.relation_parts)

@@ -169,6 +169,17 @@ def test_scores_of_distances_start_on_one_scale() -> None:
     assert KGEModel(3, 1, SIZES, "distmult", calibration="scale").log_scale.tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize(("calibration", "unit"), [("fixed", 40), ("scale", 160), ("affine", 160)])
+def test_one_size_alone_can_start_as_it_does_among_others(calibration: Any, unit: float) -> None:
+    some = {"margin": 6.0, "calibration": calibration}
+    together = KGEModel(3000, 4, (10, 40, 160), "rotate", **some)
+    alone = KGEModel(3000, 4, (10,), "rotate", **some, unit_size=unit)
+    torch.testing.assert_close(alone.log_scale, together.log_scale[:1])
+    for model in (together, alone):
+        assert model.entity.abs().max().item() == pytest.approx(8 / unit, rel=0.01)
+    assert KGEModel(3, 1, (10,), "rotate", **some).log_scale.item() == pytest.approx(0)
+
+
 def test_the_same_seed_gives_the_same_tables() -> None:
     tables = []
     for _ in range(2):
@@ -215,7 +226,8 @@ def test_rows_can_be_looked_up_before_they_are_scored() -> None:
 
 
 def test_arguments_are_attributes_and_plain_values() -> None:
-    model = KGEModel(6, 3, [2, 4], "rotate", margin=2.5, reciprocal=True, calibration="scale", init_scale=0.1)
+    model = KGEModel(6, 3, [2, 4], "rotate", margin=2.5, reciprocal=True, calibration="scale", init_scale=0.1,
+                     unit_size=3.0)  # fmt: skip
     settings = {name: getattr(model, name) for name in inspect.signature(KGEModel).parameters}
     again = KGEModel(**json.loads(json.dumps(settings)))
     assert {name: getattr(again, name) for name in settings} == settings
@@ -223,7 +235,8 @@ def test_arguments_are_attributes_and_plain_values() -> None:
 
 
 def test_resized_passes_every_argument_on_and_labels_too() -> None:
-    model = KGEModel(6, 3, SIZES, "rotate", margin=2.5, reciprocal=True, calibration="scale", init_scale=0.1)
+    model = KGEModel(6, 3, SIZES, "rotate", margin=2.5, reciprocal=True, calibration="scale", init_scale=0.1,
+                     unit_size=3.0)  # fmt: skip
     model.labels = "names"
     small = crop(model, 4)
     for name in set(inspect.signature(KGEModel).parameters) - {"sizes"}:
@@ -247,6 +260,7 @@ def test_the_margin_stays_the_same_at_every_size() -> None:
         ((6, 3, (4, 2)), {}, "sizes must be positive integers, strictly increasing"),
         ((6, 3, (2, 2)), {}, "got (2, 2)"),
         ((6, 3, (0, 2)), {}, "got (0, 2)"),
+        ((6, 3, SIZES), {"unit_size": 0}, "unit_size must be a positive number of dims, got 0"),
         (
             (6, 3, SIZES),
             {"calibration": "log"},
