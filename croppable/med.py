@@ -172,12 +172,6 @@ class MED(nn.Module):
         learned = {n: w.detach() for n, w in self.named_parameters() if w.requires_grad}
         return {"loss": loss, **parts, **learned}
 
-    @property
-    def apart(self) -> bool:
-        """Whether no size learns from another: every mechanism but the weights of sizes is off."""
-        improved = any(w.requires_grad or bool(w.detach()) for w in (self.w1, self.w2))
-        return not (self.mutual or self.distills or improved)
-
     def _check_shapes(self, outputs: torch.Size, targets: torch.Size, sizes: tuple[int, ...]) -> None:
         columns = 1 if self.task == "regression" else "C"
         if len(outputs) != 3 or outputs[0] != len(sizes) or columns not in ("C", outputs[2]):

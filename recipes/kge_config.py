@@ -9,7 +9,6 @@ from typing import Any
 from croppable.kge.files import validate_column_order
 from croppable.kge.sampling import RUN
 from croppable.kge.scores import SCORES
-from croppable.kge.trunk import NEEDED, fits
 
 STATES = "training_states"  # inside the output folder
 EXTRACTED = ("ext", "ext-l", "ext-v", "pca")  # one model of the largest size, made smaller
@@ -181,13 +180,14 @@ def contradictions(config: Config) -> list[str]:
     ]
     if config.trunk and not (
         config.trunk in config.sizes[:-1]
-        and fits(SCORES[config.model], config.relations, config.calibration)
+        and config.relations == "own"
+        and SCORES[config.model].product
         and config.objective in TAUGHT
     ):
         wrong.append(
-            f"--trunk must be one of the sizes but the last, for {NEEDED} and --objective med or nested: got "
-            f"{config.trunk} of {config.sizes}, {config.relations}, {config.model}, {config.calibration}, "
-            f"{config.objective}"
+            f"--trunk must be one of the sizes but the last, with --relations own, a product for --model and "
+            f"--objective med or nested: got {config.trunk} of {config.sizes}, {config.relations}, "
+            f"{config.model}, {config.objective}"
         )
     if config.data_dir and config.dataset_name:
         wrong.append("give --data_dir or --dataset_name, not both")

@@ -163,23 +163,6 @@ def test_every_size_may_be_taught_with_a_weight_of_its_own() -> None:
         MED((1, 5), distill=(1.0,))
 
 
-@pytest.mark.parametrize(
-    ("options", "apart"),
-    [
-        ({}, True),
-        ({"mutual": 0.1}, False),
-        ({"w1": 1.0}, False),
-        ({"w2": 1.0}, False),
-        ({"distill": 1.0}, False),
-        ({"learnable": True}, False),
-        ({"w3": 1.0, "adversarial": 1.0}, True),
-    ],
-)
-def test_sizes_are_apart_where_none_learns_from_another(options: Any, apart: bool) -> None:
-    off: dict[str, Any] = {"task": "binary", "mutual": 0.0, "w1": 0.0, "w2": 0.0, "w3": 0.0}
-    assert MED((1, 5), **(off | options)).apart == apart
-
-
 def test_an_ensemble_of_regressions_is_their_mean() -> None:
     outputs = torch.tensor([[[1.0], [2.0]], [[1.5], [6.0]]])  # means 1.25 and 4
     options: dict[str, Any] = {**OFF, "distill": 1.0, "teacher": "ensemble", "reduction": "sum"}

@@ -259,26 +259,14 @@ class KGEModel(nn.Module):
         """Return the form of the score function: inverse relations always ask for tails."""
         return side if isinstance(side, str) and not self.reciprocal else "tail"
 
-    def calibrate(self, sizes: Sequence[int], trunk: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return factor and offset of the scores at ``sizes``, ``[K]`` each; the margin is in the offset.
-
-        Above ``trunk`` a distance has the scale of as many dims as its last segment has.
-        """
+    def calibrate(self, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return factor and offset of the scores at ``sizes``, ``[K]`` each; the margin is in the offset."""
         shift = self.entity.new_full((len(sizes),), self.margin)
         if self.calibration == "none":
             return torch.ones_like(shift), shift
         index = [self.sizes.index(size) for size in sizes]
         shift = shift + self.offset[index] if self.calibration == "affine" else shift
-        scale = self.log_scale[index].exp()
-        if trunk is not None and self.function.distance:
-            starts = [self._start(size, trunk) for size in sizes]
-            each = zip(scale, sizes, starts, strict=True)
-            scale = torch.stack([factor * (size / (size - start)) for factor, size, start in each])
-        return scale, shift
-
-    def _start(self, size: int, trunk: int | None) -> int:
-        """The first dim that a size is trained with: above ``trunk`` of its last segment."""
-        return self.sizes[self.sizes.index(size) - 1] if trunk is not None and size > trunk else 0
+        return self.log_scale[index].exp(), shift
 
     def score_rows(
         self,
@@ -297,7 +285,7 @@ class KGEModel(nn.Module):
         Sizes above ``trunk`` are scored with their last segment alone.
         """
         form, rows = self.form(side), (anchor_rows, relation_rows, candidate_rows)
-        if self.relations == "own" or reach != 1 or trunk is not None:
+        if self.relations == "own" or reach != 1:
             each = (self.rows_at(size, *rows, reach, trunk) for size in sizes)
             raw = torch.stack(
                 [scores_at(self.function, s, *some, form) for s, some in zip(sizes, each, strict=True)]
@@ -306,7 +294,7 @@ class KGEModel(nn.Module):
             raw = prefix_scores(self.function, sizes, *rows, form)
         if self.calibration == "none":
             return raw + self.margin if self.margin else raw
-        scale, shift = self.calibrate(sizes, trunk)
+        scale, shift = self.calibrate(sizes)
         return raw * scale[:, None, None] + shift[:, None, None]
 
     def rows_at(
@@ -322,11 +310,13 @@ class KGEModel(nn.Module):
 
         Above ``trunk`` they are those of the last segment alone.
         """
-        place, function, start = self.sizes.index(size), self.function, self._start(size, trunk)
+        place, function = self.sizes.index(size), self.function
+        alone = trunk is not None and size > trunk
+        start = self.sizes[place - 1] if alone else 0
         anchor, candidates = (_span(x, start, size, function.entity_parts) for x in (anchor, candidates))
         own = self.relations == "own"
         relation = _span(relation[place] if own else relation, start, size, function.relation_parts)
-        if reach != 1 and not start:
+        if reach != 1 and not alone:
             cuts = self.sizes[: place + 1]
             anchor, candidates = (damped(x, cuts, reach, function.entity_parts) for x in (anchor, candidates))
             relation = relation if own else damped(relation, cuts, reach, function.relation_parts)

@@ -7,7 +7,7 @@ croppable/kge/sampling.py, the loop is croppable/training.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -22,7 +22,6 @@ from croppable.kge.model import KGEModel
 from croppable.kge.n3 import N3Penalty, n3_weights
 from croppable.kge.sampling import runs_of_pools
 from croppable.kge.scores import Side
-from croppable.kge.trunk import check_trunk, join, parts
 from croppable.med import MED
 
 __all__ = ["LinkPrediction"]
@@ -48,10 +47,10 @@ class LinkPrediction(nn.Module):
             ``reach`` one power of the share is replaced by what then reaches the segment.
         reach: Factor on the gradient of a size per segment that it goes down (`damped`); 1 is the plain
             sum. Below 1 every size is scored by itself, which costs the sum of the sizes.
-        trunk: The largest size that is trained as a nested one. Every segment above is a branch, a model by
-            itself: its loss is the one of its size, and the score of such a size is the mean of trunk and
-            branches by dims (croppable/kge/trunk.py). For a product with relations of each size's own, into
-            which `join` writes it, or a sum of distances with a fixed scale. None: all sizes.
+        trunk: The largest size that is trained as a nested one, for a product with relations of each size's
+            own. Every segment above is a branch, a model by itself: its loss is the one of its size, and the
+            score of such a size is the mean of trunk and branches by dims, which `join` writes into its
+            relations (docs/med.md). None: all sizes.
         logq_correction: Whether the softmax over an answer and N uniform negatives stands for the one over
             all E entities: log((E - 1) / N) is added to the scores of negatives, minus the log of how often
             each other entity is expected among them (Bengio and Senecal, 2008,
@@ -92,7 +91,7 @@ class LinkPrediction(nn.Module):
         if not isinstance(n3, int | float) and len(n3) != len(model.sizes):
             raise ValueError(f"n3 must be one weight or one per size, got {tuple(n3)} for {model.sizes}")
         if trunk is not None:
-            check_trunk(trunk, model)
+            _check_trunk(trunk, model)
         if logq_correction and objective.task != "multiclass":
             raise ValueError(f"logq_correction is for task='multiclass', got {objective.task!r}")
         self.logq_correction = logq_correction
@@ -111,10 +110,23 @@ class LinkPrediction(nn.Module):
         assert isinstance(model, KGEModel)
         return model
 
+    @torch.no_grad()
     def join(self) -> None:
-        """Let sizes above the trunk read trunk and branches as these were trained (`trunk.join`)."""
-        if self.trunk is not None:
-            join(self.model, self.trunk)
+        """Write the relations with which sizes above the trunk read the dims of trunk and branches below.
+
+        Size k reads its own branch as it is trained and a part of w dims below with the relations that this
+        part was trained with, times w over the dims of its branch: by dims, the mean of the parts' scores,
+        which no other size changes. `join_after` calls it whenever an optimizer has moved the parts.
+        """
+        if self.trunk is None:
+            return
+        table, sizes = self.model.relation, self.model.sizes
+        first = sizes.index(self.trunk)
+        ends = sizes[first:]  # of the parts; the trunk is the first
+        for place in range(first + 1, len(sizes)):
+            width = sizes[place] - sizes[place - 1]
+            for part, (start, end) in enumerate(zip((0, *ends), ends[: place - first], strict=False)):
+                table[place, :, start:end] = table[first + part, :, start:end] * ((end - start) / width)
 
     def join_after(self, optimizer: Optimizer) -> None:
         """Let every step of an optimizer end with `join`; those of `make_optimizer` do."""
@@ -123,14 +135,14 @@ class LinkPrediction(nn.Module):
 
     @property
     def sums(self) -> bool:
-        """Whether a size's score is the next smaller one's plus a segment, as far as they are nested."""
+        """Whether a size's score is the next smaller one's plus a segment: streaming and kernels need it."""
         return self.model.relations == "shared" and self.reach == 1
 
     @property
     def makes_sparse(self) -> bool:
         """Whether negatives give the entity table a sparse gradient where ``sparse`` asks for it."""
         kernels = import_kernels("croppable.kge.compiled_step") if self.compiled == "auto" else None
-        if kernels is None or self.n3 or not self.sums or self.trunk is not None:
+        if kernels is None or self.n3 or not self.sums:
             return False
         return bool(kernels.supports(self.model.function, self.model.entity, self.objective))
 
@@ -155,13 +167,15 @@ class LinkPrediction(nn.Module):
         Returns:
             Scalars: "loss" and its parts.
         """
-        if self.compiled == "auto":
-            if negatives is not None:
-                losses = self._by_kernels(anchor, relation, target, negatives, side)
-            elif self.sums and self.trunk is None:
+        if self.compiled == "auto" and not self.sums and negatives is None:
+            losses = self._streamed_each(anchor, relation, target, side)
+            if losses is not None:
+                return losses
+        if self.compiled == "auto" and self.sums:
+            if negatives is None:
                 losses = self._streamed(anchor, relation, target, side)
             else:
-                losses = self._streamed_each(anchor, relation, target, side)
+                losses = self._by_kernels(anchor, relation, target, negatives, side)
             if losses is not None:
                 return losses
         gathered = self._gather(anchor, relation, target, negatives, side)
@@ -284,7 +298,7 @@ class LinkPrediction(nn.Module):
         rows = model.lookup(torch.cat([anchor, target]), relation, None, side)
         own, relation_rows, answers = rows[0][: len(anchor)], rows[1], rows[0][len(anchor) :]
         losses = []
-        for size, *calibration in zip(sizes, *model.calibrate(sizes, self.trunk), strict=True):
+        for size, *calibration in zip(sizes, *model.calibrate(sizes), strict=True):
             some, asked, table = model.rows_at(size, own, relation_rows, model.entity, self.reach, self.trunk)
             query = model.function.query(some, asked, model.form(side))
             found = streaming.streamed_softmax(
@@ -298,22 +312,22 @@ class LinkPrediction(nn.Module):
     def _by_kernels(
         self, anchor: Tensor, relation: Tensor, target: Tensor, negatives: Tensor, side: Side | Tensor
     ) -> dict[str, Tensor] | None:
-        """Compute the losses of a batch by kernels, part by part, or None where they do not apply."""
-        model, objective = self.model, self.objective
+        """Compute the losses of a batch by kernels, or None where they do not apply."""
+        model, objective, sizes = self.model, self.objective, self.nested.sizes
         kernels = import_kernels("croppable.kge.compiled_step")
-        if kernels is None or not (self.sums and kernels.supports(model.function, model.entity, objective)):
-            return None
-        if self.trunk is not None and not objective.apart:
+        if kernels is None or not kernels.supports(model.function, model.entity, objective):
             return None
         relation_rows = model.relation_rows(relation, side)
-        found = [
-            kernels.binary_losses(
-                kernels.Plan(model.function, part, objective, self.sparse), *rows, anchor, target, negatives,
-                model.form(side),
-            )
-            for part, *rows in self._in_parts(relation_rows)
-        ]  # fmt: skip
-        improvement, mutual = (torch.cat(losses) for losses in zip(*found, strict=True))
+        improvement, mutual = kernels.binary_losses(
+            kernels.Plan(model.function, sizes, objective, self.sparse),
+            model.entity,
+            relation_rows,
+            *model.calibrate(sizes),
+            anchor,
+            target,
+            negatives,
+            model.form(side),
+        )
         count = len(target) * (1 + negatives.shape[-1]) if objective.mutual_reduction == "mean" else 1
         distill = improvement.new_zeros(())
         losses = objective.reduce(improvement, objective.mutual * mutual.sum() / count, distill)
@@ -322,14 +336,13 @@ class LinkPrediction(nn.Module):
         own, answers = model.lookup(torch.cat([anchor, target]), relation, None, side)[0].chunk(2)
         return self.penalised(losses, own, relation_rows, answers)
 
-    def _in_parts(self, relation_rows: Tensor) -> Iterator[tuple[Any, ...]]:
-        """Yield the sizes of trunk and branches, each with its entities, relations, scale and shift."""
-        sizes, whole = self.nested.sizes, (self.model.entity, relation_rows)
-        calibration = self.model.calibrate(sizes, self.trunk)
-        if self.trunk is None:
-            yield (sizes, *whole, *calibration)  # a split would copy the gradient of the table
-            return
-        of_parts = parts(sizes, self.trunk)
-        rows = (torch.split(x, [part[-1] for part in of_parts], 1) for x in whole)
-        each = (torch.split(x, [len(part) for part in of_parts]) for x in calibration)
-        yield from zip(of_parts, *rows, *each, strict=True)
+
+def _check_trunk(trunk: int, model: KGEModel) -> None:
+    """Raise ValueError where `LinkPrediction` cannot train a model with this trunk."""
+    if trunk not in model.sizes[:-1]:
+        raise ValueError(f"trunk must be one of the sizes but the last, {model.sizes}, got {trunk}")
+    if model.relations != "own" or not model.function.product:
+        raise ValueError(
+            "a trunk needs a product (ComplEx, DistMult, SimplE) with relations='own', for larger sizes read "
+            f"the dims below in their own way: got {model.score!r} with relations={model.relations!r}"
+        )

@@ -46,11 +46,6 @@ class Score:
     distance: ClassVar[bool] = False
     rotatable: ClassVar[bool] = False
 
-    @property
-    def is_sum(self) -> bool:
-        """Whether the score is the sum of the terms itself: that of two parts is the sum of their scores."""
-        return self.additive and type(self).finish is Score.finish
-
     def prepare(self, rows: Tensor) -> Tensor:
         """Map whole entity rows before scoring; the identity for additive scores."""
         return rows

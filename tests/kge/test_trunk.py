@@ -134,97 +134,11 @@ def test_a_trunk_is_one_of_the_smaller_sizes(trunk: int) -> None:
         step_of(trunk=trunk)
 
 
-@pytest.mark.parametrize(
-    ("score", "relations", "calibration"),
-    [
-        ("complex", "shared", "none"),
-        ("rotate", "shared", "scale"),
-        ("rotate", "own", "none"),
-        ("transe-l2", "shared", "fixed"),
-        ("pairre", "shared", "fixed"),
-    ],
-)
-def test_models_whose_scores_of_parts_have_no_mean_are_refused(
-    score: str, relations: Any, calibration: Any
-) -> None:
-    model = model_of(score, relations=relations, calibration=calibration)
-    expected = f"got '{score}' with relations='{relations}' and calibration='{calibration}'"
-    with pytest.raises(ValueError, match=expected):
+@pytest.mark.parametrize(("score", "relations"), [("complex", "shared"), ("rotate", "own")])
+def test_a_trunk_needs_a_product_and_relations_of_each_size(score: str, relations: Any) -> None:
+    model = model_of(score, relations=relations)
+    with pytest.raises(ValueError, match=f"got '{score}' with relations='{relations}'"):
         LinkPrediction(model, MED(SIZES, **OFF), trunk=4)
-
-
-# ------------------------------------------------------------------------------------- sums of distances
-
-
-def distances(score: str = "rotate", relations: Any = "shared", **options: Any) -> LinkPrediction:
-    model = model_of(score, relations=relations, calibration="fixed", reciprocal=False, margin=6.0)
-    model.log_scale.copy_(torch.tensor([8 / size for size in SIZES]).log())
-    return LinkPrediction(model, MED(SIZES, **{**OFF, "task": "binary", "w2": 0.0}), trunk=4, **options)
-
-
-@pytest.mark.parametrize("relations", ["shared", "own"])
-@pytest.mark.parametrize("score", ["rotate", "transe-l1"])
-def test_sizes_above_the_trunk_are_the_mean_of_distances_by_dims(score: str, relations: Any) -> None:
-    step = distances(score, relations)
-    trunk, *branches = step.scores(ANCHOR, RELATION, TARGET)[0].detach()[1:]
-    rows = [x.detach() for x in step.model.lookup(ANCHOR, RELATION, None, "tail")]
-    own = rows[1] if relations == "shared" else rows[1][2]
-    alone = step.model.function.partial(
-        step.model.function.query(rows[0][:, 4:8], own[:, 4:8], "tail")[:, None], rows[2][None, :, 4:8]
-    ).sum(-1)
-    torch.testing.assert_close(branches[0], 6 + 8 / 4 * alone)  # the scale of 4 dims, not of 8
-    step.join()
-    found = step.model.forward_nested((4, 8, 12), ANCHOR, RELATION)
-    torch.testing.assert_close(found[0], trunk)
-    torch.testing.assert_close(found[1], (trunk + branches[0]) / 2)
-    torch.testing.assert_close(found[2], (trunk + branches[0] + branches[1]) / 3)
-    torch.testing.assert_close(crop(step.model, 12)(ANCHOR, RELATION), found[2])
-
-
-@pytest.mark.parametrize(
-    "negatives", [torch.tensor([[7, 9, 11], [1, 2, 3], [4, 5, 6]]), torch.tensor([7, 9, 11, 4]), None],
-    ids=["each", "pool", "all"],
-)  # fmt: skip
-def test_parts_run_by_kernels_and_tiles_as_specified(
-    negatives: torch.Tensor | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = []
-    for compiled in ("none", "auto"):
-        step = distances(compiled=compiled, n3=0.01)
-        if negatives is None:
-            step.objective = MED(SIZES, **OFF)
-        if compiled == "auto":
-            monkeypatch.setattr(step, "_loss_of_rows", None)
-        losses = step(ANCHOR, RELATION, TARGET, negatives)
-        losses["loss"].backward()
-        found.append([losses["loss"].detach(), step.model.entity.grad, step.model.relation.grad])
-    for specified, fast in zip(*found, strict=True):
-        torch.testing.assert_close(fast, specified)
-
-
-def test_sizes_that_learn_from_another_are_not_run_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = distances(compiled="auto")
-    step.objective = MED(SIZES, **{**OFF, "task": "binary", "w1": 1.0})
-    expected = distances()
-    expected.objective = step.objective
-    negatives = torch.tensor([7, 9, 11])
-    monkeypatch.setattr(step, "_in_parts", None)
-    for name, value in step(ANCHOR, RELATION, TARGET, negatives).items():
-        torch.testing.assert_close(value, expected(ANCHOR, RELATION, TARGET, negatives)[name])
-
-
-def test_the_table_of_parts_has_a_dense_gradient() -> None:
-    assert not distances(compiled="auto").makes_sparse
-
-
-def test_a_branch_of_distances_moves_its_own_dims_alone() -> None:
-    step = distances()
-    scores = step.scores(ANCHOR, RELATION, TARGET)[0]
-    by_entity, by_relation = torch.autograd.grad(
-        scores[2].square().sum(), [step.model.entity, step.model.relation]
-    )
-    for moved in (by_entity.abs().sum((0, 2)), by_relation.abs().sum(0)):
-        assert moved.bool().tolist() == [False] * 4 + [True] * 4 + [False] * 4
 
 
 def test_a_step_makes_no_tensor_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,6 +196,15 @@ def test_separate_training_equals_training_each_size_alone(
     assert {key: value for key, value in everything.items() if key[0] == 4} == alone
 
 
+def test_a_size_trained_alone_has_the_scale_it_has_among_the_others(run: Run, tmp_path: Path) -> None:
+    flags = {"model": "transe-l1", "calibration": "fixed", "margin": 3.0, "n3": 0, "max_train_steps": 1}
+    assert run(tmp_path / "all", objective="separate", **flags) == 0
+    assert run(tmp_path / "one", objective="nested", **flags) == 0
+    scales = croppable.load(tmp_path / "one").log_scale
+    alone = [croppable.load(tmp_path / "all" / f"size-{size}").log_scale for size in SIZES]
+    torch.testing.assert_close(torch.cat(alone), scales)
+
+
 def test_a_tracker_gets_losses_and_scores(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     assert run(tmp_path / "out", report_to="tensorboard") == 0
