@@ -197,14 +197,18 @@ def distance_grid(graph: str, score: str, scale: str, budget: tuple[str, ...]) -
     per_size = ("--sizes", *DOUBLING) if scale == "paper" else ()
     scales = {"paper": "the paper", "paper-gpu": "minutes of a GPU", "paper-small": "a CPU"}
     fixed = (*ours, "--calibration", "fixed")
+    rate = float(budget[budget.index("--learning_rate") + 1])
+    slow = (*ours, "--learning_rate", f"{rate / 4:g}")
     title, nested = NAMES["separate"], NAMES["nested"]
     lines = (
         line("separate", *paper, *per_size, title=f"{title}, settings of the paper"),
         line("separate", *ours, *per_size, name="separate-ours", title=f"{title}, settings of ours"),
         line("separate", *fixed, *per_size, name="separate-fixed", title=f"{title}, ours, fixed scale"),
+        line("separate", *slow, *per_size, name="separate-slow", title=f"{title}, ours, rate / 4"),
         line("nested", *paper, name="nested-paper", title=f"{nested}, settings of the paper"),
         line("nested", *ours, title=f"{nested}, settings of ours"),
         line("nested", *fixed, name="nested-fixed", title=f"{nested}, fixed scale"),
+        line("nested", *slow, name="nested-slow", title=f"{nested}, ours, rate / 4"),
         line("med", *paper, name="med-paper", title="MED, settings of the paper", family="med-paper"),
         line("med", *ours),
         line("med", *fixed, "--w1", "0", "--w2", "0", name="med-fixed",
