@@ -49,7 +49,7 @@ Result = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # rows of metrics.js
 
 def unit_size(config: Config) -> float | None:
     """Return the dims whose scale is one at first: of all sizes, so that one alone has its scale there."""
-    if config.calibration == "none" or not SCORES[config.model].distance:
+    if config.alone_scale == "one" or config.calibration == "none" or not SCORES[config.model].distance:
         return None
     return geometric_mean(config.sizes) if config.calibration == "fixed" else config.sizes[-1]
 

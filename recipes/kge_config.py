@@ -65,6 +65,10 @@ class Config:
     )  # fmt: skip
     calibration: str = flag("none", "Numbers per size; scale and affine are learnt.",
                             ("none", "fixed", "scale", "affine"))  # fmt: skip
+    alone_scale: str = flag(
+        "among", "Scale of a distance of a size trained alone: the one it has among all sizes, or 1.",
+        ("among", "one"),
+    )  # fmt: skip
     init_scale: float | None = flag(
         None, "Spread of the initial tables; default: kbc 1e-3, RotatE (margin+2)/dims."
     )

@@ -203,6 +203,8 @@ def test_a_size_trained_alone_has_the_scale_it_has_among_the_others(run: Run, tm
     scales = croppable.load(tmp_path / "one").log_scale
     alone = [croppable.load(tmp_path / "all" / f"size-{size}").log_scale for size in SIZES]
     torch.testing.assert_close(torch.cat(alone), scales)
+    assert run(tmp_path / "plain", objective="separate", alone_scale="one", **flags) == 0
+    assert croppable.load(tmp_path / "plain" / "size-2").log_scale.item() == pytest.approx(0)
 
 
 def test_a_tracker_gets_losses_and_scores(run: Run, tmp_path: Path) -> None:
