@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
-from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ from croppable.kge import sampling
 from croppable.kge.distillation import DistilledLinkPrediction
 from croppable.kge.known import relation_categories
 from croppable.kge.metrics import metrics_rows
-from croppable.kge.model import KGEModel
+from croppable.kge.model import KGEModel, unit_of
 from croppable.kge.objective import LinkPrediction
 from croppable.kge.optimizing import make_optimizer
 from croppable.kge.ranking import rank_triples
@@ -51,7 +50,7 @@ def unit_size(config: Config) -> float | None:
     """Return the dims whose scale is one at first: of all sizes, so that one alone has its scale there."""
     if config.alone_scale == "one" or config.calibration == "none" or not SCORES[config.model].distance:
         return None
-    return geometric_mean(config.sizes) if config.calibration == "fixed" else config.sizes[-1]
+    return unit_of(config.sizes, config.calibration)
 
 
 def build_step(config: Config, task: Task, sizes: tuple[int, ...]) -> LinkPrediction:

@@ -20,7 +20,7 @@ from croppable.core import validate_sizes
 from croppable.kge.prefixes import damped, prefix_scores, scores_at
 from croppable.kge.scores import SCORES, Score, Side
 
-__all__ = ["KGEModel"]
+__all__ = ["KGEModel", "unit_of"]
 
 Calibration = Literal["none", "fixed", "scale", "affine"]
 Relations = Literal["shared", "own"]
@@ -163,8 +163,8 @@ class KGEModel(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw the tables anew from torch's global generator."""
-        usual = statistics.geometric_mean(self.sizes) if self.calibration == "fixed" else self.size
-        unit = self.unit_size if self.unit_size and self.calibration != "none" else usual
+        given = self.unit_size if self.calibration != "none" else None
+        unit = given or unit_of(self.sizes, self.calibration)
         if self.function.distance:
             width = (self.margin + 2) / unit if self.init_scale is None else self.init_scale
             self.entity.uniform_(-width, width)
@@ -321,6 +321,11 @@ class KGEModel(nn.Module):
             anchor, candidates = (damped(x, cuts, reach, function.entity_parts) for x in (anchor, candidates))
             relation = relation if own else damped(relation, cuts, reach, function.relation_parts)
         return anchor, relation, candidates
+
+
+def unit_of(sizes: Sequence[int], calibration: Calibration) -> float:
+    """Return the dims whose distance has a scale of 1 to begin with, where nothing else is asked for."""
+    return statistics.geometric_mean(sizes) if calibration == "fixed" else sizes[-1]
 
 
 def _span(rows: Tensor, start: int, size: int, parts: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from croppable.checks import check_croppable
 from croppable.core import Nested, crop
-from croppable.kge.model import KGEModel
+from croppable.kge.model import KGEModel, unit_of
 from croppable.kge.scores import SCORES
 
 SIZES = (2, 4, 8)
@@ -174,6 +174,7 @@ def test_one_size_alone_can_start_as_it_does_among_others(calibration: Any, unit
     some = {"margin": 6.0, "calibration": calibration}
     together = KGEModel(3000, 4, (10, 40, 160), "rotate", **some)
     alone = KGEModel(3000, 4, (10,), "rotate", **some, unit_size=unit)
+    assert unit_of((10, 40, 160), calibration) == pytest.approx(unit)
     torch.testing.assert_close(alone.log_scale, together.log_scale[:1])
     for model in (together, alone):
         assert model.entity.abs().max().item() == pytest.approx(8 / unit, rel=0.01)
