@@ -270,7 +270,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("action", choices=("run", "list", "render"))
-    parser.add_argument("--grid", nargs="+", choices=tuple(GRIDS), default=["codex-s"], help="which tables")
+    which = "which tables: `list` shows all (default: codex-s to run, all to list)"
+    parser.add_argument("--grid", nargs="+", choices=tuple(GRIDS), metavar="GRID", help=which)
     parser.add_argument("--lines", nargs="+", help="which lines, by name; `list` shows them")
     parser.add_argument("--results", type=Path, default=RESULTS, help="one JSON per cell")
     add_run_flags(parser)
@@ -284,7 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.extra and options.results == RESULTS and options.action == "run":
         parser.error("flags for every cell make other tables: give them another --results")
-    grids = [GRIDS[name] for name in options.grid]
+    grids = [GRIDS[name] for name in options.grid or (GRIDS if options.action == "list" else ("codex-s",))]
     known = {line.name for grid in grids for line in grid.lines}
     if unknown := sorted(set(options.lines or ()) - known):
         parser.error(f"no line {', '.join(unknown)}; there are {', '.join(sorted(known))}")
