@@ -135,6 +135,13 @@ def test_cells_are_listed_with_their_flags(bench: ModuleType, tmp_path: Path, ca
     assert capsys.readouterr().out.endswith(f"kept, with other settings (mutual 0.7, now {now})\n")
 
 
+def test_without_names_every_table_is_listed(bench: ModuleType, tmp_path: Path, capsys: Any) -> None:
+    assert bench.main(["list", "--results", str(tmp_path)]) == 0
+    cells = [line.split()[0] for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    assert len(set(cells)) == sum(len(grid.lines) * len(grid.seeds) for grid in bench.GRIDS.values())
+    assert "codex-s-transe-l2-pca-0" in cells
+
+
 @pytest.mark.slow
 def test_a_real_grid_runs_from_data_to_page(bench: ModuleType, data_dir: Path, tmp_path: Path) -> None:
     where = ["--grid", "umls", "--results", str(tmp_path / "kge"), "--data_root", str(data_dir / "kg")]
