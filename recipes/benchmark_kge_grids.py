@@ -212,10 +212,11 @@ def distance_grid(graph: str, score: str, scale: str, budget: tuple[str, ...]) -
         line("med", *ours),
         line("med", *fixed, "--w1", "0", "--w2", "0", name="med-fixed",
              title=f"{NAMES['med']}, fixed scale, without evolutionary improvement"),
-        *(line(objective, *flags, "--learning_rate", f"{value:g}", name=f"{objective}-{name}",
-               title=f"{NAMES[objective].removesuffix(', our settings')}, ours, {what}")
+        *(line(objective, *ours, *sizes, "--learning_rate", f"{value:g}", name=f"{objective}-{name}",
+               title=f"{called}, ours, {what}")
           for name, (value, what) in rates.items()
-          for objective, flags in (("separate", (*ours, *per_size)), ("nested", ours), ("med", ours))),
+          for objective, called, sizes in (("separate", title, per_size), ("nested", nested, ()),
+                                           ("med", "MED", ()))),
         line("ext", *paper, *per_size),
         line("dualde", *paper, *per_size),
     )  # fmt: skip
