@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_kge_grids import GRIDS, Cell
+from benchmark_kge_grids import GRIDS
+from benchmark_kge_lines import Cell
 from benchmark_kge_render import NOT_SETTINGS, read_results, render, validation
 from kge_presets import parse_config
 

@@ -1,115 +1,17 @@
 """The tables of recipes/benchmark_kge.py as data: graphs, lines, their flags for recipes/kge.py, and seeds.
 
-Nothing here runs or reads anything. A cell is one line of a grid with one seed.
+Nothing here runs or reads anything.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from benchmark_kge_lines import CUTS, NAMES, STUDENTS, Grid, line, searched
 
-NAMES = {
-    "separate": "separate training",
-    "nested": "plain nested sum",
-    "ext": "Ext, first dims of a full model",
-    "ext-l": "Ext-L, dims by loss contribution",
-    "ext-v": "Ext-V, dims by magnitude",
-    "pca": "PCA of a full model",
-    "bkd": "basic distillation",
-    "ta": "teacher assistant",
-    "dualde": "DualDE",
-    "med": "MED, our settings",
-    "ours": "relations of their own per size, reach 1/4",
-    "together": "relations of their own, taught by all sizes together",
-    "trunk": "taught together up to a trunk, branches above",
-    "taught": "the same, taught by the full model of separate training",
-}
 # Found on the validation split of CoDEx-S (docs/med.md).
 OURS = ("--relations", "own", "--reach", "0.25", "--n3_balance", "2.3")
 # The whole of the method against sampled negatives, of which the presets leave a part out (docs/med.md).
 WHOLE = ("--w1", "1", "--w2", "1", "--calibration", "scale")
-CUTS = ("ext", "ext-l", "ext-v", "pca")  # of a full model, without training
-STUDENTS = ("bkd", "ta", "dualde")  # one trained student per size
-PER_SIZE = ("separate", *STUDENTS)  # a run of their own for every size: each size may have its own settings
-RUN_AS = {"ours": "nested", "taught": "nested", "together": "med", "trunk": "med"}  # objective of the recipe
 DOUBLING = ("10", "20", "40", "80", "160", "320", "640")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One line of a table.
-
-    Attributes:
-        name: Part of the file name of its results.
-        title: What the table calls it.
-        flags: Flags for recipes/kge.py.
-        family: Lines of one family differ in settings only, between which validation may choose.
-        needs_teacher: Whether it starts from the full-size model of the family "separate".
-    """
-
-    name: str
-    title: str
-    flags: tuple[str, ...]
-    family: str
-    needs_teacher: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """One table.
-
-    Attributes:
-        name: Part of the file name of its results.
-        title: Heading of its section.
-        graph: Folder under the data root.
-        lines: The lines, those that others start from first.
-        seeds: Every line runs with each of them.
-        shown: Sizes of the table; all of them if empty.
-    """
-
-    name: str
-    title: str
-    graph: str
-    lines: tuple[Line, ...]
-    seeds: tuple[int, ...] = (0,)
-    shown: tuple[int, ...] = ()
-
-    def line(self, name: str) -> Line | None:
-        """Return the line of a name, or None."""
-        return next((line for line in self.lines if line.name == name), None)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run: a line of a grid and a seed."""
-
-    grid: Grid
-    line: Line
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """The name of its files."""
-        return f"{self.grid.name}-{self.line.name}-{self.seed}"
-
-
-def line(objective: str, *flags: str, name: str = "", title: str = "", family: str = "") -> Line:
-    """Make a line of an objective; further flags come behind ``--objective`` and so win."""
-    return Line(
-        name=name or objective,
-        title=title or NAMES[objective],
-        flags=("--objective", RUN_AS.get(objective, objective), *flags),
-        family=family or objective,
-        needs_teacher=objective in (*CUTS, *STUDENTS, "taught"),
-    )
-
-
-def searched(objective: str, flags: tuple[str, ...], n3: dict[str, float]) -> list[Line]:
-    """Make one line per weight of N3: the search space, the same for every objective that trains."""
-    return [
-        line(objective, *flags, "--n3", f"{weight:g}", name=f"{objective}{suffix}",
-             title=f"{NAMES[objective]}, N3 {weight:g}")
-        for suffix, weight in n3.items()
-    ]  # fmt: skip
 
 
 def complex_grid(
@@ -184,6 +86,16 @@ def curve_grid(graph: str, *flags: str, gpu: bool = False) -> Grid:
     return Grid(name=f"{graph}-curve{scale}", title=title, graph=graph, lines=lines)
 
 
+def twice(budget: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the flags for twice the epochs with as many validations.
+
+    Sizes that double take 2 - 1/n of the last one's operations alone: a nested run then takes those of
+    separate training.
+    """
+    flags = ("--num_train_epochs", "--eval_epochs")
+    return tuple(x for flag in flags for x in (flag, str(2 * int(budget[budget.index(flag) + 1]))))
+
+
 def distance_grid(graph: str, score: str, scale: str, budget: tuple[str, ...]) -> Grid:
     """A score of the paper: its training (paper mode) and ours, the other lines with either's settings.
 
@@ -217,6 +129,10 @@ def distance_grid(graph: str, score: str, scale: str, budget: tuple[str, ...]) -
           for name, (value, what) in rates.items()
           for objective, called, sizes in (("separate", title, per_size), ("nested", nested, ()),
                                            ("med", "MED", ()))),
+        *(line("long", *flags, *twice(budget), name=f"nested-{name}", title=f"{NAMES['long']}, {what}")
+          for name, what, flags in (("long", "settings of ours", ours),
+                                    ("fixed-long", "fixed scale", fixed),
+                                    ("fast-long", "rate x 4", (*ours, "--learning_rate", f"{4 * rate:g}")))),
         line("ext", *paper, *per_size),
         line("dualde", *paper, *per_size),
     )  # fmt: skip

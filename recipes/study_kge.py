@@ -37,7 +37,8 @@ from benchmark_kge import (
     run_cells,
     write_result,
 )
-from benchmark_kge_grids import GRIDS, Cell, Grid
+from benchmark_kge_grids import GRIDS
+from benchmark_kge_lines import Cell, Grid
 from benchmark_kge_render import headlines, line_of, read_results
 from study_kge_grids import ABLATION, ABLATION_SAMPLED, FB13, GAP
 from study_kge_measure import (

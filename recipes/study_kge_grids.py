@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmark_kge_grids import SMALL, WHOLE, Grid, line
+from benchmark_kge_grids import SMALL, WHOLE
+from benchmark_kge_lines import Grid, line
 
 # Half the epochs of the benchmark: what differs between the lines shows by then.
 SOFTMAX = ("--preset", "codex-s-complex-med", "--num_train_epochs", "10", "--eval_epochs", "5")

@@ -10,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from benchmark_kge_grids import NAMES
+from benchmark_kge_lines import NAMES
 from benchmark_kge_render import Result, budget, cell_text, line_of, metric_table, place, read_results, values
 from study_kge_grids import ABLATION, ABLATION_SAMPLED, GAP
 from study_kge_measure import RIGHT, epochs_to

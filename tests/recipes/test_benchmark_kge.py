@@ -24,6 +24,7 @@ def tables(recipes: None) -> ModuleType:
 
 
 def test_every_cell_is_a_command_that_the_recipe_takes(grids: ModuleType, tmp_path: Path) -> None:
+    from benchmark_kge_lines import Cell
     from kge_presets import parse_config
     from study_kge_grids import STUDY_GRIDS
 
@@ -32,7 +33,7 @@ def test_every_cell_is_a_command_that_the_recipe_takes(grids: ModuleType, tmp_pa
         for line in grid.lines:
             config = parse_config([*line.flags, "--output_dir", str(tmp_path / "out")], "")
             assert set(grid.shown) <= set(config.sizes) or grid.name == "gap"
-            names.add(grids.Cell(grid, line, 0).name)
+            names.add(Cell(grid, line, 0).name)
     assert len(names) == sum(len(grid.lines) for grid in {**grids.GRIDS, **STUDY_GRIDS}.values())
 
 
@@ -48,10 +49,15 @@ def test_all_lines_of_a_table_have_one_budget(grids: ModuleType, tmp_path: Path)
         ]
         factors = [4 if "rate / 4" in line.title else 0.25 if "rate x 4" in line.title else 1
                    for line in grid.lines]  # fmt: skip
+        spans = [2 if "twice the epochs" in line.title else 1 for line in grid.lines]
+        assert all((line.family == "long") == (span == 2)
+                   for line, span in zip(grid.lines, spans, strict=True))  # fmt: skip
         configs = [
-            dataclasses.replace(config, learning_rate=factor * config.learning_rate)
-            for factor, config in zip(factors, configs, strict=True)
-        ]
+            dataclasses.replace(config, learning_rate=factor * config.learning_rate,
+                                num_train_epochs=config.num_train_epochs / span,
+                                eval_epochs=config.eval_epochs / span)
+            for factor, span, config in zip(factors, spans, configs, strict=True)
+        ]  # fmt: skip
         tuning = grid.name == "codex-s-tuning"  # of every score for itself
         compared = {"negatives", "num_negatives"} if "-pool" in grid.name else set()
         compared |= {"margin", "learning_rate"} if tuning else set()
@@ -90,7 +96,10 @@ def test_separate_training_is_searched_over_the_rates_of_the_others(
 
 
 def test_the_grids_hold_what_the_paper_compares(grids: ModuleType) -> None:
-    assert {line.family for line in grids.GRIDS["codex-s"].lines} == set(grids.NAMES) - {"together", "trunk"}
+    from benchmark_kge_lines import NAMES
+
+    families = {line.family for line in grids.GRIDS["codex-s"].lines}
+    assert families == set(NAMES) - {"long", "together", "trunk"}
     tuned = grids.GRIDS["codex-s-tuned"]
     assert {line.family for line in tuned.lines} == {"separate", "nested", "med", "together", "trunk"}
     assert grids.GRIDS["codex-s"].seeds == (0, 1)
@@ -100,7 +109,7 @@ def test_the_grids_hold_what_the_paper_compares(grids: ModuleType) -> None:
             for scale in ("paper", "paper-gpu", "paper-small"):
                 names = {line.name for line in grids.GRIDS[f"{graph}-{score}-{scale}"].lines}
                 assert names >= {"med-paper", "separate", "ext", "dualde", "med", "nested",
-                                 "nested-paper"}  # fmt: skip
+                                 "nested-paper", "nested-long"}  # fmt: skip
             assert grids.GRIDS[f"{graph}-{score}-paper"].shown == (10, 20, 40, 80, 160, 320, 640)
 
 

@@ -48,8 +48,10 @@ def fake(bench: ModuleType, tmp_path: Path) -> Any:
 
 @pytest.fixture
 def cells(grids: ModuleType) -> list[Any]:
+    from benchmark_kge_lines import Cell
+
     grid = grids.GRIDS["umls"]
-    return [grids.Cell(grid, grid.line(name), 3) for name in ("separate", "nested", "med")]
+    return [Cell(grid, grid.line(name), 3) for name in ("separate", "nested", "med")]
 
 
 def test_a_cell_that_fails_is_reported_and_the_others_run(
@@ -100,6 +102,8 @@ def test_an_interrupted_cell_stops_the_grid_and_is_gone_on_with(
 def test_a_student_starts_from_the_full_model_that_is_best_on_validation(
     bench: ModuleType, grids: ModuleType, fake: Any
 ) -> None:
+    from benchmark_kge_lines import Cell
+
     write(fake.results, result("separate", {2: 0.9, 8: 0.9}, {2: 0.9, 8: 0.4}))
     write(fake.results, result("separate-weak", {2: 0.1, 8: 0.1}, {2: 0.1, 8: 0.5}))
     folder = fake.scratch / "umls-separate-weak-0"
@@ -108,7 +112,7 @@ def test_a_student_starts_from_the_full_model_that_is_best_on_validation(
         (folder / f"size-{size}" / "config.json").write_text("{}")
     (folder / "metrics.json").write_text("[]")
     grid = grids.GRIDS["umls"]
-    command = bench.Runner.command(fake, grids.Cell(grid, grid.line("ext"), 0), False)
+    command = bench.Runner.command(fake, Cell(grid, grid.line("ext"), 0), False)
     assert command[command.index("--teacher") + 1] == str(folder / "size-8")
     assert not fake.commands  # nothing had to be trained
 
