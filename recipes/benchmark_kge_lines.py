@@ -11,6 +11,7 @@ NAMES = {
     "separate": "separate training",
     "nested": "plain nested sum",
     "long": "plain nested sum, twice the epochs",
+    "weighed": "nested sum, small sizes weighed up, twice the epochs",
     "ext": "Ext, first dims of a full model",
     "ext-l": "Ext-L, dims by loss contribution",
     "ext-v": "Ext-V, dims by magnitude",
@@ -28,7 +29,8 @@ CUTS = ("ext", "ext-l", "ext-v", "pca")  # of a full model, without training
 STUDENTS = ("bkd", "ta", "dualde")  # one trained student per size
 PER_SIZE = ("separate", *STUDENTS)  # a run of their own for every size: each size may have its own settings
 # Objective of the recipe, where a line has another name.
-RUN_AS = {"long": "nested", "ours": "nested", "taught": "nested", "together": "med", "trunk": "med"}
+RUN_AS = {"long": "nested", "weighed": "nested", "ours": "nested", "taught": "nested", "together": "med",
+          "trunk": "med"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

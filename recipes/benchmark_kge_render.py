@@ -258,7 +258,7 @@ def summary(found: Mapping[str, Mapping[str, Sequence[Result]]]) -> str:
         title, shown = heading(grid)
         lines = headlines(by_line)
         for family, results in lines.items():
-            if family in ("separate", "nested", "long", "med", "ours", "together", "trunk"):
+            if family in ("separate", "nested", "long", "weighed", "med", "ours", "together", "trunk"):
                 best = ", best on validation" if "chosen" in results[0] else ""
                 scores = values(results, "mrr").items()
                 cells = [f"{size}: {cell_text(v)}" for size, v in scores if not shown or size in shown]

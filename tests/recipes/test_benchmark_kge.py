@@ -50,7 +50,7 @@ def test_all_lines_of_a_table_have_one_budget(grids: ModuleType, tmp_path: Path)
         factors = [4 if "rate / 4" in line.title else 0.25 if "rate x 4" in line.title else 1
                    for line in grid.lines]  # fmt: skip
         spans = [2 if "twice the epochs" in line.title else 1 for line in grid.lines]
-        assert all((line.family == "long") == (span == 2)
+        assert all((line.family in ("long", "weighed")) == (span == 2)
                    for line, span in zip(grid.lines, spans, strict=True))  # fmt: skip
         configs = [
             dataclasses.replace(config, learning_rate=factor * config.learning_rate,
@@ -99,7 +99,7 @@ def test_the_grids_hold_what_the_paper_compares(grids: ModuleType) -> None:
     from benchmark_kge_lines import NAMES
 
     families = {line.family for line in grids.GRIDS["codex-s"].lines}
-    assert families == set(NAMES) - {"long", "together", "trunk"}
+    assert families == set(NAMES) - {"long", "weighed", "together", "trunk"}
     tuned = grids.GRIDS["codex-s-tuned"]
     assert {line.family for line in tuned.lines} == {"separate", "nested", "med", "together", "trunk"}
     assert grids.GRIDS["codex-s"].seeds == (0, 1)
@@ -109,7 +109,7 @@ def test_the_grids_hold_what_the_paper_compares(grids: ModuleType) -> None:
             for scale in ("paper", "paper-gpu", "paper-small"):
                 names = {line.name for line in grids.GRIDS[f"{graph}-{score}-{scale}"].lines}
                 assert names >= {"med-paper", "separate", "ext", "dualde", "med", "nested",
-                                 "nested-paper", "nested-long"}  # fmt: skip
+                                 "nested-paper", "long", "weighed"}  # fmt: skip
             assert grids.GRIDS[f"{graph}-{score}-paper"].shown == (10, 20, 40, 80, 160, 320, 640)
 
 
