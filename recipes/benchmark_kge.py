@@ -28,6 +28,7 @@ import torch
 from benchmark_kge_grids import GRIDS
 from benchmark_kge_lines import Cell
 from benchmark_kge_render import NOT_SETTINGS, read_results, render, validation
+from benchmark_kge_summary import write_summary
 from kge_presets import parse_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -279,7 +280,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_run_flags(parser, arguments)
 
     def write_page() -> None:
-        render(read_results(options.results), options.results)
+        found = read_results(options.results)
+        render(found, options.results)
+        write_summary(found, options.results.parent.with_suffix(".md"))
 
     if options.action == "render":
         write_page()

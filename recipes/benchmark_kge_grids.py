@@ -130,7 +130,7 @@ def distance_grid(graph: str, score: str, scale: str, budget: tuple[str, ...]) -
         line("nested", *paper, name="nested-paper", title=f"{nested}, settings of the paper"),
         line("nested", *ours, title=f"{nested}, settings of ours"),
         line("nested", *fixed, name="nested-fixed", title=f"{nested}, fixed scale"),
-        line("med", *paper, name="med-paper", title="MED, settings of the paper", family="med-paper"),
+        line("med", *paper, name="med-paper", title=NAMES["med-paper"], family="med-paper"),
         line("med", *ours),
         line("med", *fixed, "--w1", "0", "--w2", "0", name="med-fixed",
              title=f"{NAMES['med']}, fixed scale, without evolutionary improvement"),

@@ -20,6 +20,7 @@ NAMES = {
     "ta": "teacher assistant",
     "dualde": "DualDE",
     "med": "MED, our settings",
+    "med-paper": "MED, settings of the paper",
     "ours": "relations of their own per size, reach 1/4",
     "together": "relations of their own, taught by all sizes together",
     "trunk": "taught together up to a trunk, branches above",

@@ -25,7 +25,6 @@ from croppable.report import plot_lines
 
 KNOWN = {**GRIDS, **STUDY_GRIDS}
 METRICS = ("mrr", "hits@1", "hits@3", "hits@10")
-MARKS = ("<!-- summary: written by the renderer -->", "<!-- end of summary -->")
 # Not settings of a line: what it is, or where and how it ran.
 NOT_SETTINGS = {"objective", "seed", "preset", "teacher", "compile", "eval_split"}
 COST = ("num_train_epochs", "per_device_train_batch_size", "loss", "negatives", "num_negatives", "optimizer",
@@ -250,49 +249,9 @@ def render_grid(grid: str, by_line: Mapping[str, Sequence[Result]], folder: Path
     return "\n".join([*text, f"![MRR against size]({folder.name}/{grid}.png)\n"])
 
 
-def summary(found: Mapping[str, Mapping[str, Sequence[Result]]]) -> str:
-    """Write the MRR of separate training, the plain nested sum and ours for every grid that has them."""
-    out = ["| graph and score | line | MRR at each size | against separate training |",
-           "| --- | --- | --- | --- |"]  # fmt: skip
-    for grid, by_line in found.items():
-        title, shown = heading(grid)
-        lines = headlines(by_line)
-        for family, results in lines.items():
-            if family in ("separate", "nested", "long", "weighed", "med", "ours", "together", "trunk"):
-                best = ", best on validation" if "chosen" in results[0] else ""
-                scores = values(results, "mrr").items()
-                cells = [f"{size}: {cell_text(v)}" for size, v in scores if not shown or size in shown]
-                others = () if family == "separate" else lines.get("separate", ())
-                gains = differences(results, others, shown)
-                text = f"{', '.join(cells)} | {', '.join(gains)}".strip()
-                out.append(f"| {title} | {NAMES[family]}{best} | {text} |")
-    return "\n".join(out)
-
-
-def differences(results: Sequence[Result], others: Sequence[Result], shown: Sequence[int] = ()) -> list[str]:
-    """Write how far the mean MRR at every size is above that of other results, over the seeds of both."""
-    seeds = {result["seed"] for result in results} & {result["seed"] for result in others}
-    mine, theirs = (values([r for r in x if r["seed"] in seeds], "mrr") for x in (results, others))
-    sizes = [size for size in mine if size in theirs and (not shown or size in shown)]
-    return [f"{size}: {statistics.mean(mine[size]) - statistics.mean(theirs[size]):+.4f}" for size in sizes]
-
-
-def replace_between(text: str, marks: tuple[str, str], content: str) -> str:
-    """Return the text with new content between two marks.
-
-    Raises:
-        ValueError: If the marks are not there.
-    """
-    before, start, rest = text.partition(marks[0])
-    _, end, after = rest.partition(marks[1])
-    if not (start and end):
-        raise ValueError(f"the page must have the lines {marks[0]} and {marks[1]}")
-    return f"{before}{start}\n\n{content}\n\n{end}{after}"
-
-
 def render(found: Mapping[str, Mapping[str, Sequence[Result]]], folder: Path) -> None:
-    """Write the page of a folder of results beside it, and the summary into the overview if it is there."""
-    page, overview = folder.with_suffix(".md"), folder.parent.with_suffix(".md")
+    """Write the page of a folder of results beside it."""
+    page = folder.with_suffix(".md")
     head = (
         "# Link prediction\n\nWritten by `python recipes/benchmark_kge.py render` from the files in "
         f"`{folder.name}/`. Minutes are wall-clock of a shared machine, evaluation included: without the "
@@ -302,7 +261,3 @@ def render(found: Mapping[str, Mapping[str, Sequence[Result]]], folder: Path) ->
     sections = [render_grid(grid, by_line, folder) for grid, by_line in found.items()]
     page.write_text("\n".join([head, *sections]), encoding="utf-8")
     print(f"wrote {page}")
-    if overview.exists():
-        text = overview.read_text(encoding="utf-8")
-        overview.write_text(replace_between(text, MARKS, summary(found)), encoding="utf-8")
-        print(f"wrote {overview}")
