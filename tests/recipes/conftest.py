@@ -133,3 +133,10 @@ def grids(recipes: None) -> ModuleType:
     import benchmark_kge_grids
 
     return benchmark_kge_grids
+
+
+@pytest.fixture(scope="module")
+def tables(recipes: None) -> ModuleType:
+    import benchmark_kge_render
+
+    return benchmark_kge_render

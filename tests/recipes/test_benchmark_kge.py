@@ -13,13 +13,6 @@ ROOT = Path(__file__).resolve().parents[2]
 Make = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def tables(recipes: None) -> ModuleType:
-    import benchmark_kge_render
-
-    return benchmark_kge_render
-
-
 # --------------------------------------------------------------------------------------------- the grids
 
 

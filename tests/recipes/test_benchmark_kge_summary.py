@@ -14,13 +14,6 @@ Gains = Callable[[str, str], list[float]]
 
 
 @pytest.fixture(scope="module")
-def tables(recipes: None) -> ModuleType:
-    import benchmark_kge_render
-
-    return benchmark_kge_render
-
-
-@pytest.fixture(scope="module")
 def summary(recipes: None) -> ModuleType:
     import benchmark_kge_summary
 
