@@ -216,6 +216,18 @@ def _machine(machine: Mapping[str, Any]) -> str:
     return f"torch {machine['torch']}, {where}"
 
 
+def validation_table(lines: Mapping[str, Sequence[Result]], shown: Sequence[int] = ()) -> list[str]:
+    """Write the validation MRR of the weights that every line kept: what choices are made by."""
+    name = "validation mrr"
+    known = {
+        title: [{**result, "rows": [{"size": size, "metric": name, "side": "both", "value": score}
+                                    for size, score in validation(result).items()]} for result in results]
+        for title, results in lines.items()
+        if all(validation(result) and "chosen" not in result for result in results)
+    }  # fmt: skip
+    return metric_table(known, name, shown) if known else []
+
+
 def chosen_text(lines: Mapping[str, Sequence[Result]]) -> list[str]:
     """Write which settings validation chose."""
     out = []
@@ -240,7 +252,7 @@ def render_grid(grid: str, by_line: Mapping[str, Sequence[Result]], folder: Path
     text = [f"## {title}\n", *budget(by_line)]
     for metric in METRICS:
         text += metric_table(lines, metric, shown)
-    text += chosen_text(lines)
+    text += validation_table(lines, shown) + chosen_text(lines)
     curves = {
         NAMES.get(family, family): {size: statistics.mean(v) for size, v in values(results, "mrr").items()}
         for family, results in headlines(by_line).items()

@@ -143,6 +143,13 @@ def test_a_size_that_nobody_validated_is_taken_from_the_first_run(tables: Module
     assert tables.values([tables.choose([one, other], per_size=True)], "mrr") == {2: [0.3], 4: [0.7]}
 
 
+def test_lines_without_validation_are_not_in_its_table(tables: ModuleType) -> None:
+    lines = {"known": [result("med", {2: 0.9}, {2: 0.5})], "unknown": [result("med", {2: 0.9})]}
+    table = tables.validation_table(lines)
+    assert table[2:] == ["| known | 1 | 0.5000 | 1.5 |", ""]
+    assert tables.validation_table({"unknown": lines["unknown"]}) == []
+
+
 def test_a_run_without_validation_is_not_chosen_from(tables: ModuleType) -> None:
     old = result("separate", {2: 0.9})
     assert tables.choose([old, result("separate-weak", {2: 0.5}, {2: 0.5})], per_size=True) is None
@@ -183,6 +190,8 @@ def test_the_page_holds_every_line(tables: ModuleType, tmp_path: Path) -> None:
         "| separate training, N3 0.01 | 1 | 0.1000 | 0.9000 | 1.5 |",
         "| **separate training, best on validation, per size** | 1 | 0.1000 | 0.2000 | 3.0 |",
         "| MED, our settings, N3 0.01 | 1 | 0.6000 | 0.7000 | 1.5 |",
+        "| validation mrr | seeds | 2 | 4 | minutes |",
+        "| separate training, N3 0.01 | 1 | 0.5000 | 0.3000 | 1.5 |",
         "- separate training, best on validation, per size, seed 0: 2: separate, 4: separate-weak\n",
     ):
         assert text in page, text
