@@ -7,7 +7,7 @@ python recipes/benchmark_kge.py render
 A cell is a line of a grid (recipes/benchmark_kge_grids.py) with a seed. Its result is one JSON file in
 docs/results/kge/; a cell whose file exists is not run again, and one that was interrupted goes on, so a grid
 can be stopped at any time. A cell that fails is reported at the end and the others run. ``render``, which
-follows every cell, writes docs/results/kge.md, its pictures and the summary in docs/results.md.
+follows every cell for its grid, writes docs/results/kge.md, its pictures and the summary in docs/results.md.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from typing import Any
 import torch
 from benchmark_kge_grids import GRIDS
 from benchmark_kge_lines import Cell
-from benchmark_kge_render import NOT_SETTINGS, read_results, render, validation
+from benchmark_kge_render import NOT_SETTINGS, draw, read_results, render, validation
 from benchmark_kge_summary import write_summary
 from kge_presets import parse_config
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "kge"
@@ -213,7 +214,7 @@ def run_cells(
     cells: Iterable[Cell],
     *,
     overwrite: bool = False,
-    finished: Callable[[], None] = lambda: None,
+    finished: Callable[[Cell], None] = lambda cell: None,
 ) -> int:
     """Run the cells that have no result yet; return the exit status, 1 if any failed.
 
@@ -221,7 +222,7 @@ def run_cells(
         runner: Runs them.
         cells: In this order.
         overwrite: Run those that have a result as well, from scratch.
-        finished: Called after every cell that ran to its end.
+        finished: Called with every cell that ran to its end.
     """
     cells, failed = list(cells), []
     for i, cell in enumerate(cells, 1):
@@ -238,7 +239,7 @@ def run_cells(
             print("interrupted; the same command goes on from here", file=sys.stderr)
             return INTERRUPTED
         else:
-            finished()
+            finished(cell)
     if failed:
         print(f"{len(failed)} of {len(cells)} cells failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
@@ -279,10 +280,12 @@ def main(arguments: list[str] | None = None) -> int:
     add_run_flags(parser)
     options = parse_run_flags(parser, arguments)
 
-    def write_page() -> None:
+    def write_page(cell: Cell | None = None) -> None:
         found = read_results(options.results)
         render(found, options.results)
         write_summary(found, options.results.parent.with_suffix(".md"))
+        for grid in [cell.grid.name] if cell else tqdm(found, desc="pictures", unit="picture"):
+            draw(grid, found[grid], options.results)
 
     if options.action == "render":
         write_page()

@@ -246,19 +246,23 @@ def heading(grid: str) -> tuple[str, tuple[int, ...]]:
 
 
 def render_grid(grid: str, by_line: Mapping[str, Sequence[Result]], folder: Path) -> str:
-    """Write one grid's section and its picture."""
+    """Write one grid's section."""
     title, shown = heading(grid)
     lines = table_lines(by_line)
     text = [f"## {title}\n", *budget(by_line)]
     for metric in METRICS:
         text += metric_table(lines, metric, shown)
     text += validation_table(lines, shown) + chosen_text(lines)
+    return "\n".join([*text, f"![MRR against size]({folder.name}/{grid}.png)\n"])
+
+
+def draw(grid: str, by_line: Mapping[str, Sequence[Result]], folder: Path) -> None:
+    """Draw one grid's picture into a folder: a curve per family."""
     curves = {
         NAMES.get(family, family): {size: statistics.mean(v) for size, v in values(results, "mrr").items()}
         for family, results in headlines(by_line).items()
     }
-    plot_lines(folder / f"{grid}.png", curves, ylabel="filtered MRR", title=title)
-    return "\n".join([*text, f"![MRR against size]({folder.name}/{grid}.png)\n"])
+    plot_lines(folder / f"{grid}.png", curves, ylabel="filtered MRR", title=heading(grid)[0])
 
 
 def render(found: Mapping[str, Mapping[str, Sequence[Result]]], folder: Path) -> None:

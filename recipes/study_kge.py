@@ -82,8 +82,11 @@ class Study:
 
     def train(self, cells: list[Cell]) -> int:
         """Run cells, and write the page after each of them; return the exit status."""
-        page = partial(render, self.own.results)
-        return run_cells(self.own, cells, overwrite=self.options.overwrite, finished=page)
+
+        def write_page(_: Cell) -> None:
+            render(self.own.results)
+
+        return run_cells(self.own, cells, overwrite=self.options.overwrite, finished=write_page)
 
     def graph(self, cell: Cell) -> KnowledgeGraph:
         """Read the graph of a cell."""

@@ -177,7 +177,8 @@ def test_the_page_holds_every_line(tables: ModuleType, tmp_path: Path) -> None:
         result("med", {2: 0.6, 4: 0.7}, {2: 0.6, 4: 0.7}, num_train_epochs=5),
         result("ext", {2: 0.2, 4: 0.9}, teacher="umls-separate-0/size-4"),
     )
-    tables.render(tables.read_results(folder), folder)
+    found = tables.read_results(folder)
+    tables.render(found, folder)
     page = (tmp_path / "results" / "kge.md").read_text()
     for text in (
         "## umls, ComplEx",
@@ -196,6 +197,7 @@ def test_the_page_holds_every_line(tables: ModuleType, tmp_path: Path) -> None:
     ):
         assert text in page, text
     assert page.count("best on validation, one run") == 0  # one setting: nothing to choose
+    tables.draw("umls", found["umls"], folder)
     assert (folder / "umls.png").read_bytes().startswith(b"\x89PNG")
 
 
